@@ -1,0 +1,1 @@
+"""Tasks, baselines and training: what `spectral-triton train` runs."""
