@@ -1,0 +1,151 @@
+r"""The blocked algebra of Householder products in plain PyTorch: every step is a matrix product.
+
+Note [Compact WY blocks]
+    b unit reflectors as rows of V (b, n) multiply to Q = I - Vᵀ T V with T = S⁻¹ upper triangular,
+    S = striu(V Vᵀ) + I/2 (Schreiber and Van Loan, 1989). k reflectors are ⌈k/b⌉ such blocks,
+    Q = Q₁ Q₂ ⋯; all S and T come from two batched calls. A zero row leaves S diagonal there and
+    contributes nothing to Vᵀ T V, so it is the identity, with zero gradient.
+
+Note [Backward of a block]
+    Vectors are rows. For y = x Qᵀ with output gradient g, both inputs are recovered from the
+    outputs, since Q is orthogonal: with Z = [g; y] and D = Z Vᵀ T,
+
+        [∂L/∂x; x] = Z - D V,    ∂L/∂V = D_yᵀ g - D_gᵀ y + stril(R - Rᵀ) V,    R = D_gᵀ D_y,
+
+    so nothing but y is stored. For the transposed product T becomes Tᵀ and stril striu. Rows of V
+    have length one here; the gradient is that of H(v) = I - 2vvᵀ/vᵀv, which is orthogonal to v, so
+    dividing by the original length is all that is left.
+
+Note [Backward of the product]
+    The formula above sees g and y only through the antisymmetric K = gᵀy - yᵀg:
+
+        ∂L/∂V = -W + stril(E) V,    W = Tᵀ V K,    E = W Vᵀ T,    K ← Qⱼᵀ K Qⱼ = K - VᵀZ + ZᵀV,
+
+    Z = W - E V / 2. One n x n matrix product forms K from the whole gradient, then each block costs
+    6 n² b; with triangular reflectors only a trailing part of K is needed after each block.
+
+All functions take matching leading batch dimensions (none or one) and are differentiable, which
+is how second derivatives are had.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_BLOCK_SIZE = 64
+
+
+def unit_rows(reflectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows scaled to length one, zero rows kept, and the lengths (1 for zero rows)."""
+    # Dividing by the largest entry first keeps the squares of 1e-30 or 1e30 in range.
+    largest = reflectors.detach().abs().amax(-1, keepdim=True)
+    largest = largest.masked_fill(largest == 0, 1)
+    scaled = reflectors / largest
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    length = torch.where(length == 0, 1, length)
+    return scaled / length, length * largest
+
+
+def block_count(num_reflectors: int) -> int:
+    """Number of blocks: of nearly equal size, so that little is padded."""
+    return -(-num_reflectors // MAX_BLOCK_SIZE)
+
+
+def blocks(unit_reflectors: Tensor) -> tuple[Tensor, Tensor]:
+    """V as blocks (..., m, b, n), the last one filled up with zero rows, and T (..., m, b, b)."""
+    k, n = unit_reflectors.shape[-2:]
+    m = block_count(k)
+    b = -(-k // m)
+    if m * b != k:
+        unit_reflectors = torch.nn.functional.pad(unit_reflectors, (0, 0, 0, m * b - k))
+    v = unit_reflectors.unflatten(-2, (m, b))
+    identity = torch.eye(b, dtype=v.dtype, device=v.device)
+    s = torch.matmul(v, v.mT).triu(1) + identity / 2
+    return v, torch.linalg.solve_triangular(s, identity.expand_as(s), upper=True)
+
+
+def _plus_product(base: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
+    """base + alpha a b in one call."""
+    add = torch.addmm if base.dim() == 2 else torch.baddbmm
+    return add(base, a, b, alpha=alpha)
+
+
+def _subtract_product(z: Tensor, first: int, a: Tensor, b: Tensor) -> Tensor:
+    """z with a b taken from its columns ``first`` on: in place unless autograd is recording."""
+    tail = z[..., first:]
+    if not torch.is_grad_enabled():
+        (tail.addmm_ if z.dim() == 2 else tail.baddbmm_)(a, b, alpha=-1)
+        return z
+    return torch.cat((z[..., :first], _plus_product(tail, a, b, alpha=-1)), -1)
+
+
+def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool) -> Tensor:
+    """x Qᵀ (x Q if transpose) for rows x (..., N, n)."""
+    m, b = v.shape[-3:-1]
+    x = x.clone(memory_format=torch.contiguous_format)
+    for j in range(m) if transpose else reversed(range(m)):
+        first = j * b if triangular else 0
+        v_j, t_j = v[..., j, :, first:], t[..., j, :, :]
+        coefficients = (x[..., first:] @ v_j.mT) @ (t_j if transpose else t_j.mT)
+        x = _subtract_product(x, first, coefficients, v_j)
+    return x
+
+
+def apply_bwd(
+    y: Tensor, grad_y: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of apply_fwd for x and for the unit rows; see Note [Backward of a block]."""
+    m, b = v.shape[-3:-1]
+    rows = y.shape[-2]
+    z = torch.cat((grad_y, y), -2)
+    grads, inner = [None] * m, [None] * m
+    for j in reversed(range(m)) if transpose else range(m):
+        first = j * b if triangular else 0
+        v_j, t_j = v[..., j, :, first:], t[..., j, :, :]
+        z_j = z[..., first:]
+        d = (z_j @ v_j.mT) @ (t_j.mT if transpose else t_j)
+        d_g, d_y = d[..., :rows, :], d[..., rows:, :]
+        grad = torch.cat((d_y, -d_g), -2).mT @ z_j
+        grads[j] = torch.nn.functional.pad(grad, (first, 0)) if first else grad
+        inner[j] = d_g.mT @ d_y
+        z = _subtract_product(z, first, d, v_j)
+    r = torch.stack(inner, -3)
+    r = r - r.mT
+    grad_v = torch.stack(grads, -3) + (r.triu(1) if transpose else r.tril(-1)) @ v
+    return z[..., :rows, :], grad_v.flatten(-3, -2)
+
+
+def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Tensor:
+    """The first columns of Q, (..., n, num_columns); not differentiable (built in place)."""
+    m, b, n = v.shape[-3:]
+    q = torch.eye(n, num_columns, dtype=v.dtype, device=v.device)
+    q = q.expand(*v.shape[:-3], n, num_columns).contiguous()
+    for j in reversed(range(m)):
+        first = j * b if triangular else 0
+        v_j = v[..., j, :, first:]
+        part = q[..., first:, min(first, num_columns) :]
+        coefficients = t[..., j, :, :] @ (v_j @ part)
+        part.copy_(_plus_product(part, v_j.mT, coefficients, alpha=-1))
+    return q
+
+
+def product_bwd(q: Tensor, grad_q: Tensor, v: Tensor, t: Tensor, triangular: bool) -> Tensor:
+    """Gradient of product_fwd for the unit rows; see Note [Backward of the product]."""
+    m, b, n = v.shape[-3:]
+    k = grad_q @ q.mT
+    k = k - k.mT
+    grads = []
+    for j in range(m):
+        first = j * b if triangular else 0
+        v_j, t_j = v[..., j, :, first:], t[..., j, :, :]
+        if j and triangular:
+            k = k[..., b:, b:]
+        w = t_j.mT @ (v_j @ k)
+        e = w @ v_j.mT @ t_j
+        grad = e.tril(-1) @ v_j - w
+        grads.append(torch.nn.functional.pad(grad, (first, 0)) if first else grad)
+        if j + 1 < m:
+            z = w - 0.5 * (e @ v_j)
+            k = _plus_product(k, torch.cat((z, -v_j), -2).mT, torch.cat((v_j, z), -2))
+    return torch.stack(grads, -3).flatten(-3, -2)
