@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -32,3 +34,69 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
+    """Raises TypeError unless ``value`` is an int, ValueError unless it lies in the range."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is an int or a float, ValueError unless it is finite."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        expected = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {expected}, got {value!r}")
+
+
+def check_bounds(bounds: object) -> None:
+    """Raises unless ``bounds`` is a pair of numbers, the lower one not above the upper one."""
+    if not isinstance(bounds, Sequence) or len(bounds) != 2:
+        raise TypeError(f"bounds must be a pair (lower, upper), got {bounds!r}")
+    lower, upper = bounds
+    if math.isnan(lower) or math.isnan(upper) or lower > upper:
+        raise ValueError(f"bounds must be two numbers with lower <= upper, got {bounds!r}")
+
+
+def resolve_num_reflectors(
+    num_reflectors: int | Sequence[int] | None, out_features: int, in_features: int
+) -> tuple[int, int]:
+    """The numbers of reflectors (left, right): None means all, p = min(out, in) on each side.
+
+    No more than p make sense: W only holds the first p columns of U and V, and in triangular
+    form reflector i > p leaves those columns alone.
+    """
+    limit = min(out_features, in_features)
+    if num_reflectors is None:
+        return limit, limit
+    if isinstance(num_reflectors, Sequence) and not isinstance(num_reflectors, str):
+        if len(num_reflectors) != 2:
+            raise ValueError(
+                f"num_reflectors must be None, an int or a pair (left, right), got {num_reflectors!r}"
+            )
+        left, right = num_reflectors
+    else:
+        left = right = num_reflectors
+    for value in (left, right):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(
+                f"num_reflectors must be None, an int or a pair (left, right), got {num_reflectors!r}"
+            )
+        if not 0 <= value <= limit:
+            raise ValueError(
+                f"num_reflectors must lie between 0 and min(out_features, in_features) = {limit}, "
+                f"got {num_reflectors!r}"
+            )
+    return left, right
