@@ -44,7 +44,6 @@ def haar_(reflectors: Tensor, *, generator: Generator | None = None) -> Tensor:
         Probability in the Engineering and Informational Sciences 1, 1987.
     """
     _check("reflectors", reflectors)
-    k, n = reflectors.shape[-2:]
     x = _normal(reflectors.shape, reflectors, generator).triu()
     norm = torch.linalg.vector_norm(x, dim=-1)
     head = x.diagonal(dim1=-2, dim2=-1)

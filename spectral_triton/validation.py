@@ -31,7 +31,7 @@ def full_precision(*dtypes: torch.dtype) -> torch.dtype:
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keeps autocast from lowering the precision of the factors' arithmetic."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
@@ -78,25 +78,57 @@ def resolve_num_reflectors(
     No more than p make sense: W only holds the first p columns of U and V, and in triangular
     form reflector i > p leaves those columns alone.
     """
+    expected = "None, an int or a pair (left, right)"
     limit = min(out_features, in_features)
     if num_reflectors is None:
         return limit, limit
     if isinstance(num_reflectors, Sequence) and not isinstance(num_reflectors, str):
         if len(num_reflectors) != 2:
-            raise ValueError(
-                f"num_reflectors must be None, an int or a pair (left, right), got {num_reflectors!r}"
-            )
+            raise ValueError(f"num_reflectors must be {expected}, got {num_reflectors!r}")
         left, right = num_reflectors
     else:
         left = right = num_reflectors
     for value in (left, right):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(
-                f"num_reflectors must be None, an int or a pair (left, right), got {num_reflectors!r}"
-            )
+            raise TypeError(f"num_reflectors must be {expected}, got {num_reflectors!r}")
         if not 0 <= value <= limit:
             raise ValueError(
                 f"num_reflectors must lie between 0 and min(out_features, in_features) = {limit}, "
                 f"got {num_reflectors!r}"
             )
     return left, right
+
+
+def check_factors(
+    left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
+) -> torch.Size:
+    """Checks that the factors make up a matrix, and returns its batch dimensions."""
+    matrices = {"left": left, "right": right}
+    vectors = {"singular_values": singular_values} | ({} if signs is None else {"signs": signs})
+    factors = matrices | vectors
+    for name, factor in factors.items():
+        check_floating(name, factor)
+        if full_precision(factor.dtype) != full_precision(left.dtype):
+            raise TypeError(f"{name} must have the dtype of left, {left.dtype}, got {factor.dtype}")
+    for name, factor in matrices.items():
+        shape = tuple(factor.shape)
+        if len(shape) < 2 or not shape[-2] <= shape[-1] or shape[-1] < 1:
+            raise ValueError(
+                f"{name} must have shape (..., k, n) with k <= n and n >= 1, one reflector per "
+                f"row, got {shape}"
+            )
+    p = min(left.shape[-1], right.shape[-1])
+    for name, factor in vectors.items():
+        if factor.dim() < 1 or factor.shape[-1] != p:
+            raise ValueError(
+                f"{name} must have shape (..., p) with p = min(m, n) = {p}, "
+                f"got {tuple(factor.shape)}"
+            )
+    try:
+        return torch.broadcast_shapes(
+            *(factor.shape[:-2] for factor in matrices.values()),
+            *(factor.shape[:-1] for factor in vectors.values()),
+        )
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(factor.shape)}" for name, factor in factors.items())
+        raise ValueError(f"batch dimensions must broadcast, got {shapes}") from None

@@ -1,0 +1,360 @@
+r"""The factored matrix W = U diag(s ∘ σ) Vᵀ as an operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from spectral_triton.factorization import factor_dense
+from spectral_triton.householder import apply_reflectors, householder_product
+from spectral_triton.validation import (
+    check_factors,
+    check_floating,
+    check_integer,
+    full_precision,
+    without_autocast,
+)
+
+
+class SLogDet(NamedTuple):
+    """Sign and logarithm of the absolute value of a determinant."""
+
+    sign: Tensor
+    logabsdet: Tensor
+
+
+def forms_dense(
+    num_vectors: float, out_features: int, in_features: int, num_left: int, num_right: int
+) -> bool:
+    r"""Whether W is formed and multiplied with, rather than its factors applied one by one.
+
+    Operations, for N vectors: the factors take :math:`4N(m k_u + n k_v)`; forming W takes
+    :math:`4p(m k_u + n k_v)`, p = min(m, n), and each product with it :math:`2 m n`.
+    """
+    factors = 4 * (out_features * num_left + in_features * num_right)
+    forming = min(out_features, in_features) * factors
+    return forming + 2 * num_vectors * out_features * in_features < num_vectors * factors
+
+
+class HouseholderSVD:
+    r"""A matrix held as orthogonal factors and singular values, used without being formed.
+
+    .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top, \qquad
+        U = \bigl(H(u_1) \cdots H(u_{k_u})\bigr)_{:,\,1:p}, \quad
+        V = \bigl(H(v_1) \cdots H(v_{k_v})\bigr)_{:,\,1:p}
+
+    with p = min(m, n). A product with one vector costs :math:`4(m k_u + n k_v)` operations; for
+    many vectors W is formed where :func:`forms_dense` finds that cheaper. Gradients reach all
+    three factors and the vectors, any number of times. All arithmetic is in float32 at least,
+    also under autocast: factors of half precision are converted on construction.
+
+    With nonzero reflectors and positive singular values the sign of det W is fixed: each reflector
+    contributes -1, so gradient descent cannot cross from one sign to the other. ``signs`` holds
+    what reflectors and positive σ cannot express; a signed σ (``SignedSpectrum``) can cross zero.
+    Products of n reflectors reach all of O(n); products of k < n only those orthogonal matrices
+    that leave an (n - k)-dimensional space fixed.
+
+    Args:
+        left: Reflectors of U as rows, shape ``(..., k_u, m)`` with ``k_u <= m``.
+        singular_values: σ, shape ``(..., p)``, of any sign.
+        right: Reflectors of V as rows, shape ``(..., k_v, n)`` with ``k_v <= n``.
+        signs: ±1, shape ``(..., p)``; None for all +1.
+        triangular: Row i of the reflectors takes part from column i on.
+
+    Raises:
+        TypeError: if a factor is not a real floating point tensor, or dtypes differ.
+        ValueError: if shapes do not fit together.
+
+    Example:
+        >>> factors = HouseholderSVD(torch.randn(2, 4), torch.rand(3) + 0.5, torch.randn(1, 3))
+        >>> w, x = factors.to_dense(), torch.randn(3)
+        >>> torch.testing.assert_close(factors @ x, w @ x)
+        >>> torch.testing.assert_close(factors.pinv() @ (w @ x), x)
+
+    References:
+        Zhang, Lei, Dhillon. Stabilizing gradients for deep neural networks via efficient SVD
+        parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
+    """
+
+    def __init__(
+        self,
+        left: Tensor,
+        singular_values: Tensor,
+        right: Tensor,
+        *,
+        signs: Tensor | None = None,
+        triangular: bool = False,
+    ) -> None:
+        self._batch = check_factors(left, singular_values, right, signs)
+        self.left, self.right = _widen(left), _widen(right)
+        self.singular_values = _widen(singular_values)
+        self.signs = None if signs is None else _widen(signs)
+        self.triangular = triangular
+
+    @classmethod
+    def from_dense(
+        cls,
+        w: Tensor,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        bounds: tuple[float, float] | None = None,
+        out_of_bounds: str = "raise",
+    ) -> HouseholderSVD:
+        r"""Factors a dense matrix, in triangular form.
+
+        Exact up to rounding with the default of p = min(m, n) reflectors per side, computed in
+        float32 for half precision. Fewer suffice for special matrices only, such as those of lower
+        rank. No gradient flows to ``w``.
+
+        Args:
+            w: The matrix, shape ``(..., m, n)``.
+            num_reflectors: None for p per side, an int or a pair (left, right).
+            bounds: Interval that the singular values must lie in; values outside by no more than
+                the rounding error of the decomposition are moved onto the bound.
+            out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+
+        Raises:
+            TypeError: if ``w`` is not a real floating point tensor.
+            ValueError: if ``w`` is not finite, a singular value is out of bounds, or
+                ``num_reflectors`` is too small for this matrix.
+
+        Example:
+            >>> w = torch.randn(4, 3)
+            >>> torch.testing.assert_close(HouseholderSVD.from_dense(w).to_dense(), w)
+        """
+        left, sigma, right, signs = factor_dense(
+            w, num_reflectors, bounds=bounds, out_of_bounds=out_of_bounds
+        )
+        return cls(left, sigma, right, signs=signs, triangular=True)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(..., m, n)."""
+        return torch.Size((*self._batch, self.left.shape[-1], self.right.shape[-1]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the factors and their arithmetic: float32 or float64."""
+        return self.left.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.left.device
+
+    @property
+    def num_reflectors(self) -> tuple[int, int]:
+        """(k_u, k_v)."""
+        return self.left.shape[-2], self.right.shape[-2]
+
+    @property
+    def mT(self) -> HouseholderSVD:
+        """The transposed matrix, sharing all factors."""
+        return self._with(self.right, self.singular_values, self.left)
+
+    T = mT
+
+    def __repr__(self) -> str:
+        return (
+            f"HouseholderSVD(shape={tuple(self.shape)}, num_reflectors={self.num_reflectors}, "
+            f"dtype={self.dtype}, device={self.device})"
+        )
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """W x for x (n,) or (..., n, B), as torch.matmul has it."""
+        if not isinstance(x, Tensor):
+            return NotImplemented
+        return self.apply(x) if x.dim() < 2 else self.apply(x.mT).mT
+
+    def __rmatmul__(self, x: Tensor) -> Tensor:
+        """x W for x (m,) or (..., B, m), as torch.matmul has it."""
+        if not isinstance(x, Tensor):
+            return NotImplemented
+        return self.mT.apply(x)
+
+    def apply(self, x: Tensor) -> Tensor:
+        r"""W x for every vector along the last dimension: ``torch.nn.functional.linear(x, W)``.
+
+        Args:
+            x: Shape ``(..., n)``; of half precision, or of the dtype of the factors. With batched
+                factors it broadcasts as in ``torch.matmul(x, W.mT)``.
+
+        Returns:
+            Shape ``(..., m)``, dtype of ``x``, rounded once from the arithmetic of the factors.
+
+        Raises:
+            TypeError: if ``x`` is not real floating point, or of another full precision.
+            ValueError: if shapes do not fit.
+
+        Example:
+            >>> factors = HouseholderSVD.from_dense(torch.diag(torch.tensor([1.0, 2.0])))
+            >>> factors.apply(torch.ones(1, 2))
+            tensor([[1., 2.]])
+        """
+        check_floating("x", x)
+        m, n = self.shape[-2:]
+        if full_precision(x.dtype) != self.dtype and x.dtype.itemsize != 2:
+            raise TypeError(
+                f"x must have the dtype of the factors, {self.dtype}, or half precision, "
+                f"got {x.dtype}"
+            )
+        if x.dim() < 1 or x.shape[-1] != n:
+            raise ValueError(
+                f"x must hold vectors of length {n} for a matrix of shape {tuple(self.shape)}, "
+                f"got x of shape {tuple(x.shape)}"
+            )
+        rows = x.unsqueeze(0) if x.dim() == 1 else x
+        try:
+            batch = torch.broadcast_shapes(rows.shape[:-2], self._batch)
+        except RuntimeError:
+            raise ValueError(
+                f"batch dimensions of x of shape {tuple(x.shape)} must broadcast with those of a "
+                f"matrix of shape {tuple(self.shape)}"
+            ) from None
+        num_vectors = rows.shape[-2] * math.prod(batch) / max(math.prod(self._batch), 1)
+        with without_autocast(x.device.type):
+            y = rows.to(self.dtype)
+            if forms_dense(num_vectors, m, n, *self.num_reflectors):
+                y = torch.matmul(y, self.to_dense().mT)
+            else:
+                y = apply_reflectors(y, self.right, transpose=True, triangular=self.triangular)
+                y = _resize(y[..., : min(m, n)] * self._signed.unsqueeze(-2), m)
+                y = apply_reflectors(y, self.left, triangular=self.triangular)
+        return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
+
+    def to_dense(self) -> Tensor:
+        """W of shape (..., m, n); costs 4 p (m k_u + n k_v) operations, p = min(m, n)."""
+        m, n = self.shape[-2:]
+        if m > n:
+            return self.mT.to_dense().mT
+        with without_autocast(self.device.type):
+            u = householder_product(self.left, triangular=self.triangular)
+            rows = _resize(u * self._signed.unsqueeze(-2), n)
+            w = apply_reflectors(rows, self.right, triangular=self.triangular)
+        return w.expand(self.shape)
+
+    def solve(self, b: Tensor, *, check_errors: bool = True) -> Tensor:
+        r"""Solves W x = b: exactly where W is square, else by least squares of minimum norm.
+
+        Costs as much as a product with W.
+
+        Args:
+            b: Shape ``(m,)`` or ``(..., m, B)``.
+            check_errors: As in :meth:`inverse`; a rectangular W goes through :meth:`pinv`.
+
+        Returns:
+            Shape ``(n,)`` or ``(..., n, B)``.
+
+        Raises:
+            torch.linalg.LinAlgError: if W is square and a singular value is zero.
+
+        Example:
+            >>> factors = HouseholderSVD.from_dense(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+            >>> factors.solve(torch.ones(3))
+            tensor([1.0000, 0.5000, 0.2500])
+        """
+        is_square = self.shape[-2] == self.shape[-1]
+        return (self.inverse(check_errors=check_errors) if is_square else self.pinv()) @ b
+
+    def inverse(self, *, check_errors: bool = True) -> HouseholderSVD:
+        r"""The inverse :math:`V \mathrm{diag}(s/\sigma) U^\top`, with the same reflectors, at once.
+
+        Args:
+            check_errors: Raises where a singular value is zero, which waits for the device; without
+                it the inverse has infinite singular values.
+
+        Raises:
+            ValueError: if W is not square.
+            torch.linalg.LinAlgError: if a singular value is zero.
+        """
+        self._check_square("inverse")
+        if check_errors and (self.singular_values == 0).any():
+            raise torch.linalg.LinAlgError("inverse: the matrix has a zero singular value")
+        return self._with(self.right, self.singular_values.reciprocal(), self.left)
+
+    def pinv(self, *, rtol: float | None = None) -> HouseholderSVD:
+        r"""The pseudoinverse: singular values up to ``rtol`` times the largest count as zero.
+
+        ``rtol`` is max(m, n) times the machine epsilon by default, as in ``torch.linalg.pinv``.
+        """
+        if rtol is None:
+            rtol = max(self.shape[-2:]) * torch.finfo(self.dtype).eps
+        magnitude = self.singular_values.detach().abs()
+        keep = magnitude > rtol * magnitude.amax(-1, keepdim=True)
+        inverse = self.singular_values.masked_fill(~keep, 1).reciprocal().masked_fill(~keep, 0)
+        return self._with(self.right, inverse, self.left)
+
+    def slogdet(self) -> SLogDet:
+        r"""Sign and logarithm of :math:`|\det W| = \prod_i |\sigma_i|`, differentiable, in O(n).
+
+        The sign is that of the signs and singular values, times -1 for every nonzero reflector.
+
+        Raises:
+            ValueError: if W is not square.
+
+        Example:
+            >>> HouseholderSVD.from_dense(torch.diag(torch.tensor([1.0, -2.0]))).slogdet()
+            SLogDet(sign=tensor(-1.), logabsdet=tensor(0.6931))
+        """
+        self._check_square("slogdet")
+        sign = self._signed.detach().sign().prod(-1)
+        for reflectors in (self.left, self.right):
+            rows = reflectors.triu() if self.triangular else reflectors
+            sign = sign * (1 - 2 * ((rows != 0).any(-1).sum(-1) % 2))
+        logabsdet = self.singular_values.abs().log().sum(-1)
+        return SLogDet(sign.expand(self._batch), logabsdet.expand(self._batch))
+
+    def spectral_norm(self) -> Tensor:
+        """The largest absolute singular value, shape (...)."""
+        return self.singular_values.abs().amax(-1).expand(self._batch)
+
+    def cond(self) -> Tensor:
+        """The largest over the smallest absolute singular value, shape (...); infinite for zero."""
+        return self.spectral_norm() / self.singular_values.abs().amin(-1)
+
+    def truncate(self, rank: int) -> HouseholderSVD:
+        r"""The best approximation of given rank: all but the largest singular values become zero.
+
+        Reflectors are shared and gradients flow. A matrix of low rank can be rewritten with fewer
+        reflectors by ``from_dense(factors.truncate(rank).to_dense(), num_reflectors=rank)``.
+
+        Args:
+            rank: How many singular values to keep, from 0 to min(m, n).
+
+        Example:
+            >>> factors = HouseholderSVD.from_dense(torch.diag(torch.tensor([3.0, 1.0, 2.0])))
+            >>> torch.testing.assert_close(
+            ...     factors.truncate(2).to_dense(), torch.diag(torch.tensor([3.0, 0.0, 2.0]))
+            ... )
+        """
+        sigma = self.singular_values
+        check_integer("rank", rank, 0, sigma.shape[-1])
+        kept = sigma.detach().abs().topk(rank, dim=-1).indices
+        mask = torch.zeros_like(sigma).scatter(-1, kept, 1)
+        return self._with(self.left, sigma * mask, self.right)
+
+    @property
+    def _signed(self) -> Tensor:
+        return self.singular_values if self.signs is None else self.singular_values * self.signs
+
+    def _with(self, left: Tensor, singular_values: Tensor, right: Tensor) -> HouseholderSVD:
+        return HouseholderSVD(
+            left, singular_values, right, signs=self.signs, triangular=self.triangular
+        )
+
+    def _check_square(self, operation: str) -> None:
+        m, n = self.shape[-2:]
+        if m != n:
+            raise ValueError(f"{operation} needs a square matrix, got shape {tuple(self.shape)}")
+
+
+def _widen(factor: Tensor) -> Tensor:
+    return factor.to(full_precision(factor.dtype))
+
+
+def _resize(x: Tensor, size: int) -> Tensor:
+    """x with zeros appended to its last dimension."""
+    return torch.nn.functional.pad(x, (0, size - x.shape[-1]))
