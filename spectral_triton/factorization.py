@@ -49,7 +49,8 @@ def factor_dense(
     Raises:
         TypeError: if ``w`` is not a real floating point tensor.
         ValueError: if ``w`` is not a non-empty finite matrix, a singular value is out of bounds,
-            ``num_reflectors`` is out of range, or (:class:`TooFewReflectorsError`) too small for this matrix.
+            ``num_reflectors`` is out of range, or (:class:`TooFewReflectorsError`) too small for
+            this matrix.
 
     Example:
         >>> left, sigma, right, signs = factor_dense(torch.randn(3, 5))

@@ -1,0 +1,196 @@
+r"""A linear layer whose weight keeps its singular values within bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral_triton.spectrum import Spectrum
+from spectral_triton.svd import HouseholderSVD
+from spectral_triton.validation import check_floating, full_precision
+from spectral_triton.weight import SVDWeight
+
+
+class SVDLinear(nn.Module):
+    r"""``torch.nn.Linear`` with bounded singular values.
+
+    .. math:: y = W x + b, \qquad W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top
+
+    With the default spectrum the layer changes no distance by more than 1 %: it is invertible
+    (where square) and Lipschitz with constant center + margin. W starts random: U and V uniform,
+    σ at the center. A forward pass takes :math:`4(m k_u + n k_v)` operations per vector; with many
+    vectors and many reflectors W is formed once instead. All arithmetic is in float32 at least,
+    whatever the dtype of x, of the module, or of autocast; the result has the dtype of x.
+
+    Loading a state dict with a dense ``weight``, as ``torch.nn.Linear`` saves it, factors it;
+    it raises where a singular value is out of bounds.
+
+    Args:
+        in_features: Size n of each input vector.
+        out_features: Size m of each output vector.
+        bias: Whether to add a trained bias.
+        device: Where the parameters live.
+        dtype: Their floating dtype.
+        num_reflectors: Reflectors per side: None for all min(m, n), an int or a pair (left, right).
+        spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+
+    Attributes:
+        svd: The :class:`SVDWeight` that owns the parameters of W.
+        bias: Shape ``(m,)``, or None.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a size is below 1 or ``num_reflectors`` above min(m, n).
+
+    Example:
+        >>> layer = SVDLinear(20, 30, num_reflectors=8)
+        >>> x = torch.randn(128, 20)
+        >>> torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
+    ) -> None:
+        super().__init__()
+        self.svd = SVDWeight(
+            out_features,
+            in_features,
+            num_reflectors=num_reflectors,
+            spectrum=spectrum,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_features, self.out_features = in_features, out_features
+        empty = torch.empty(out_features, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
+        self._reset_bias()
+
+    def reset_parameters(self) -> None:
+        """Draws a random W with singular values at the center, and the bias as nn.Linear does."""
+        self.svd.reset_parameters()
+        self._reset_bias()
+
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), in the dtype of x."""
+        check_floating("x", x)
+        if x.dim() < 1 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x must have shape (..., in_features) with in_features = {self.in_features}, "
+                f"got {tuple(x.shape)}"
+            )
+        if self.bias is None:
+            return self.svd(x)
+        # Half precision is rounded once, after the bias.
+        wide = x.to(full_precision(x.dtype, self.bias.dtype)) if x.dtype.itemsize == 2 else x
+        return (self.svd(wide) + self.bias).to(x.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """W of shape (out_features, in_features), differentiable, in the dtype of the module."""
+        return self.svd.to_dense().to(self.svd.left.dtype)
+
+    @property
+    def singular_values(self) -> Tensor:
+        """The singular values of W, unsorted, differentiable, float32 at least."""
+        return self.svd.singular_values
+
+    @property
+    def factors(self) -> HouseholderSVD:
+        """W as an operator, with ``solve``, ``inverse``, ``slogdet`` and more."""
+        return self.svd.factors
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
+        out_of_bounds: str = "raise",
+    ) -> SVDLinear:
+        """Builds the layer that computes what a given ``nn.Linear`` does.
+
+        Args:
+            linear: Its weight, bias, device, dtype and mode are taken over, not shared.
+            num_reflectors: As above; a general weight needs all.
+            spectrum: As above.
+            out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+
+        Raises:
+            TypeError: if ``linear`` is not an ``nn.Linear``.
+            ValueError: if a singular value is out of bounds, or there are too few reflectors.
+
+        Example:
+            >>> linear = nn.Linear(4, 3)
+            >>> layer = SVDLinear.from_linear(linear, out_of_bounds="clip")
+            >>> bool(((layer.singular_values - 1).abs() <= 0.01).all())
+            True
+        """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        weight, bias = linear.weight, linear.bias
+        layer = cls(
+            linear.in_features,
+            linear.out_features,
+            bias is not None,
+            weight.device,
+            weight.dtype,
+            num_reflectors=num_reflectors,
+            spectrum=spectrum,
+        )
+        layer.svd.set_dense_(weight.detach(), out_of_bounds)
+        if bias is not None:
+            layer.bias.data.copy_(bias.detach())
+        return layer.train(linear.training)
+
+    def to_linear(self) -> nn.Linear:
+        """An ``nn.Linear`` with the dense weight and the bias, copied."""
+        weight = self.weight.detach()
+        linear = nn.utils.skip_init(
+            nn.Linear,
+            self.in_features,
+            self.out_features,
+            self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        linear.weight.data.copy_(weight)
+        if self.bias is not None:
+            linear.bias.data.copy_(self.bias.detach())
+        return linear.train(self.training)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        dense = state_dict.get(f"{prefix}weight")
+        if dense is not None and f"{prefix}svd.left" not in state_dict:
+            try:
+                factors = self.svd.dense_state(dense)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"cannot load the dense {prefix}weight: {error}") from error
+            del state_dict[f"{prefix}weight"]
+            state_dict.update((f"{prefix}svd.{name}", value) for name, value in factors.items())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,189 @@
+r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from spectral_triton.factorization import TooFewReflectorsError
+from spectral_triton.spectrum import Spectrum
+from spectral_triton.svd import HouseholderSVD
+from spectral_triton.validation import (
+    check_choice,
+    check_floating,
+    check_integer,
+    full_precision,
+    resolve_num_reflectors,
+)
+from spectral_triton.weight import (
+    parameters_from_dense,
+    reset_reflectors_,
+    resolve_spectrum,
+    spectrum_values,
+)
+
+
+def svd(
+    module: nn.Module,
+    name: str = "weight",
+    *,
+    num_reflectors: int | Sequence[int] | None = None,
+    spectrum: Spectrum | None = None,
+    num_blocks: int = 1,
+    out_of_bounds: str = "clip",
+) -> nn.Module:
+    r"""Keeps the singular values of a module's weight within bounds while it trains.
+
+    .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top
+
+    The parameters become the reflectors of U (``original0``), those of V (``original1``) and the
+    raw singular values (``original2``, absent for a fixed spectrum). A tensor with more than two
+    dimensions is the matrix flattened from dimension 1 on: for a convolution this bounds the norm
+    of the flattened kernel, not that of the convolution, which may be larger by the square root of
+    the kernel's area.
+
+    A weight within the bounds is kept. Otherwise its singular values are clipped, U and V are kept.
+    With fewer than min(m, n) reflectors a general weight cannot be written at all: it is replaced
+    by a random one, uniform U and V with σ at the initial value of the spectrum. Assigning to
+    ``module.<name>`` later obeys ``out_of_bounds`` and raises where the reflectors do not suffice.
+
+    W is formed at each access, at 4 p (m k_u + n k_v) operations; use
+    ``torch.nn.utils.parametrize.cached()`` where a weight is read several times, as
+    ``torch.nn.RNN`` does in each call. :class:`SVDLinear` and ``SpectralRNN`` need not form it.
+
+    Args:
+        module: Any module.
+        name: Its parameter or buffer, of two dimensions or more.
+        num_reflectors: Reflectors per side and block: None for all, an int or a pair (left, right).
+        spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        num_blocks: Stacked matrices along dimension 0, each with factors of its own: 4 for the
+            gates of ``weight_hh_l0`` of an LSTM, 3 for a GRU.
+        out_of_bounds: "clip", or "raise" where a singular value does not meet the bounds.
+
+    Returns:
+        The module.
+
+    Raises:
+        TypeError: if an argument has the wrong type, or the weight no real floating dtype.
+        ValueError: if the module has no such tensor or it is no matrix, its rows do not split into
+            ``num_blocks``, ``num_reflectors`` is too large, or with "raise" a singular value is
+            out of bounds.
+
+    Example:
+        >>> layer = svd(nn.Linear(8, 8))
+        >>> sigma = torch.linalg.svdvals(layer.weight)
+        >>> bool(((sigma > 0.98) & (sigma < 1.02)).all())
+        True
+        >>> lstm = svd(nn.LSTM(4, 8), "weight_hh_l0", num_blocks=4)
+        >>> gates = lstm.weight_hh_l0.unflatten(0, (4, 8))
+        >>> bool((torch.linalg.matrix_norm(gates, 2) < 1.02).all())
+        True
+
+    References:
+        Zhang, Lei, Dhillon. Stabilizing gradients for deep neural networks via efficient SVD
+        parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"name must be a parameter or buffer of {module}, got {name!r}")
+    check_floating(name, weight)
+    check_integer("num_blocks", num_blocks, 1)
+    check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
+    if weight.dim() < 2 or weight.numel() == 0:
+        raise ValueError(
+            f"{name} must have at least two dimensions, none empty, got {tuple(weight.shape)}"
+        )
+    if weight.shape[0] % num_blocks:
+        raise ValueError(
+            f"num_blocks must divide dimension 0 of {name}, {weight.shape[0]}, got {num_blocks}"
+        )
+    parametrization = _SVD(weight, num_reflectors, spectrum, num_blocks, out_of_bounds)
+    parametrize.register_parametrization(module, name, parametrization)
+    parametrization.is_registered = True
+    if isinstance(module, nn.RNNBase):
+        module.register_forward_hook(_release_flat_weights)
+    return module
+
+
+def _release_flat_weights(module: nn.RNNBase, *_: object) -> None:
+    """Drops the graph of the weights that an RNN keeps from its last call, which deepcopy refuses.
+
+    The RNN replaces them at its next call, as it compares them with its attributes.
+    """
+    module._flat_weights = [
+        w.detach() if isinstance(w, Tensor) and not w.is_leaf else w for w in module._flat_weights
+    ]
+
+
+class _SVD(nn.Module):
+    """Forward: parameters to weight; right inverse: weight to parameters, and the signs buffer."""
+
+    signs: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        num_reflectors: int | Sequence[int] | None,
+        spectrum: Spectrum | None,
+        num_blocks: int,
+        out_of_bounds: str,
+    ) -> None:
+        super().__init__()
+        self.weight_shape = weight.shape
+        self.num_blocks = num_blocks
+        m, n = self._blocks(weight).shape[1:]
+        self.num_reflectors = resolve_num_reflectors(num_reflectors, m, n)
+        self.spectrum = resolve_spectrum(spectrum)
+        self.out_of_bounds = out_of_bounds
+        self.is_registered = False
+        ones = torch.ones(num_blocks, min(m, n), dtype=weight.dtype, device=weight.device)
+        self.register_buffer("signs", ones)
+
+    def _blocks(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1).unflatten(0, (self.num_blocks, -1))
+
+    def forward(self, left: Tensor, right: Tensor, raw: Tensor | None = None) -> Tensor:
+        sigma = spectrum_values(self.spectrum, raw, self.signs)
+        factors = HouseholderSVD(left, sigma, right, signs=self.signs, triangular=True)
+        return factors.to_dense().to(left.dtype).reshape(self.weight_shape)
+
+    @torch.no_grad()
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
+        check_floating("weight", weight)
+        if weight.shape != self.weight_shape:
+            raise ValueError(
+                f"weight must have shape {tuple(self.weight_shape)}, got {tuple(weight.shape)}"
+            )
+        try:
+            left, raw, right, signs = parameters_from_dense(
+                self._blocks(weight), self.spectrum, self.num_reflectors, self.out_of_bounds
+            )
+        except TooFewReflectorsError:
+            if self.is_registered:
+                raise
+            left, raw, right, signs = self._random(weight)
+        self.signs.copy_(signs)
+        parameters = (left, right) if raw is None else (left, right, raw)
+        return tuple(parameter.to(weight.dtype) for parameter in parameters)
+
+    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        blocks = self._blocks(weight)
+        options = {"dtype": full_precision(weight.dtype), "device": weight.device}
+        k_u, k_v = self.num_reflectors
+        left = torch.empty(self.num_blocks, k_u, blocks.shape[1], **options)
+        right = torch.empty(self.num_blocks, k_v, blocks.shape[2], **options)
+        reset_reflectors_(left, right, "haar")
+        initial = torch.full(self.signs.shape, self.spectrum.initial, **options)
+        raw = self.spectrum.inverse(initial) if self.spectrum.trainable else None
+        return left, raw, right, torch.ones_like(self.signs)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}, "
+            f"num_blocks={self.num_blocks}"
+        )

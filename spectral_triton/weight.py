@@ -1,0 +1,218 @@
+r"""The parameters of a matrix W = U diag(s ∘ σ) Vᵀ whose singular values stay within bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor, nn
+
+from spectral_triton import init as reflector_init
+from spectral_triton.factorization import factor_dense
+from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
+from spectral_triton.svd import HouseholderSVD
+from spectral_triton.validation import (
+    check_choice,
+    check_floating,
+    check_integer,
+    resolve_num_reflectors,
+)
+
+INITIALIZERS = ("haar", "identity", "henaff", "cayley")
+
+
+class SVDWeight(nn.Module):
+    r"""A trainable matrix in SVD form: reflectors of U and V, and raw singular values.
+
+    .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top, \qquad \sigma = f(\hat\sigma)
+
+    The bounds of the spectrum f hold for every value of the parameters, so also after optimizer
+    steps, weight decay, averaging, or rounding of the module to half precision. The module
+    computes in float32 at least: parameters in half precision are converted before use, and the
+    product with x is rounded once. W cannot cross from one sign of its determinant to the other
+    while all σ are positive, see :class:`HouseholderSVD`.
+
+    Args:
+        out_features: Rows m of W.
+        in_features: Columns n of W.
+        num_reflectors: Reflectors per side: None for all p = min(m, n), an int or a pair
+            (left, right). A product with a vector costs :math:`4(m k_u + n k_v)` operations.
+        spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        device: Where the parameters live.
+        dtype: Their floating dtype.
+        init: Start of the reflectors: "haar", "identity", "henaff" or "cayley", see
+            ``spectral_triton.init``.
+
+    Attributes:
+        left: Reflectors of U, shape ``(k_u, m)``, used from the diagonal on.
+        right: Reflectors of V, shape ``(k_v, n)``, used from the diagonal on.
+        raw_singular_values: σ̂ of shape ``(p,)``; None where the spectrum has no parameter. It moves
+            σ by a small factor (``margin / 2`` by default): give it a learning rate of its own,
+            and no weight decay unless σ is to be drawn to the center.
+        signs: Buffer of ±1, shape ``(p,)``.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a size is below 1 or ``num_reflectors`` above min(m, n).
+
+    Example:
+        >>> weight = SVDWeight(3, 5, num_reflectors=2)
+        >>> sigma = torch.linalg.svdvals(weight.to_dense())
+        >>> bool(((sigma > 0.98) & (sigma < 1.02)).all())
+        True
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        init: str = "haar",
+    ) -> None:
+        super().__init__()
+        check_integer("out_features", out_features, 1)
+        check_integer("in_features", in_features, 1)
+        check_choice("init", init, INITIALIZERS)
+        self.out_features, self.in_features = out_features, in_features
+        self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
+        self.spectrum = resolve_spectrum(spectrum)
+        self.init = init
+        k_u, k_v = self.num_reflectors
+        p = min(out_features, in_features)
+        options = {"device": device, "dtype": dtype}
+        self.left = nn.Parameter(torch.empty(k_u, out_features, **options))
+        check_floating("dtype", self.left.detach())
+        raw = nn.Parameter(torch.empty(p, **options)) if self.spectrum.trainable else None
+        self.register_parameter("raw_singular_values", raw)
+        self.right = nn.Parameter(torch.empty(k_v, in_features, **options))
+        self.register_buffer("signs", torch.empty(p, **options))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draws reflectors by ``init`` and sets σ to the initial value of the spectrum."""
+        reset_reflectors_(self.left, self.right, self.init, generator)
+        if self.raw_singular_values is not None:
+            # On the CPU even where torch.device("meta") is the default, since a value is needed.
+            initial = torch.tensor([self.spectrum.initial], dtype=torch.float64, device="cpu")
+            self.raw_singular_values.fill_(self.spectrum.inverse(initial).item())
+        self.signs.fill_(1)
+
+    def extra_repr(self) -> str:
+        return (
+            f"out_features={self.out_features}, in_features={self.in_features}, "
+            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}"
+        )
+
+    @property
+    def singular_values(self) -> Tensor:
+        """σ of shape (p,), unsorted and differentiable, float32 at least."""
+        return spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
+
+    @property
+    def factors(self) -> HouseholderSVD:
+        """W as an operator; every access converts the raw singular values anew."""
+        return HouseholderSVD(
+            self.left, self.singular_values, self.right, signs=self.signs, triangular=True
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """W x for every vector along the last dimension, (..., n) -> (..., m), dtype of x."""
+        return self.factors.apply(x)
+
+    def to_dense(self) -> Tensor:
+        """W of shape (m, n), differentiable, float32 at least."""
+        return self.factors.to_dense()
+
+    @torch.no_grad()
+    def set_dense_(self, w: Tensor, out_of_bounds: str = "raise") -> SVDWeight:
+        """Sets the parameters so that W is a given matrix.
+
+        Args:
+            w: The matrix, shape ``(m, n)``.
+            out_of_bounds: "raise", or "clip" to move singular values into the bounds of the
+                spectrum, a thousandth of its width inside, where the spectrum still has a slope.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            TypeError: if ``w`` is not a real floating point tensor.
+            ValueError: if the shape differs, a singular value is out of bounds, or there are too
+                few reflectors for this matrix (a general one needs all). Nothing is changed then.
+        """
+        for name, tensor in self.dense_state(w, out_of_bounds).items():
+            getattr(self, name).copy_(tensor)
+        return self
+
+    def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
+        """What :meth:`set_dense_` sets, by the names of the state dict."""
+        check_floating("w", w)
+        if tuple(w.shape) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"w must have shape {(self.out_features, self.in_features)}, got {tuple(w.shape)}"
+            )
+        values = parameters_from_dense(
+            w.to(self.left.device), self.spectrum, self.num_reflectors, out_of_bounds
+        )
+        names = ("left", "raw_singular_values", "right", "signs")
+        return {
+            name: value.to(self.left.dtype)
+            for name, value in zip(names, values, strict=True)
+            if value is not None
+        }
+
+
+def resolve_spectrum(spectrum: Spectrum | None) -> Spectrum:
+    """The default for None; TypeError for anything but a spectrum."""
+    if spectrum is None:
+        return SigmoidSpectrum()
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(
+            "spectrum must be a Spectrum such as SigmoidSpectrum(center=1.0, margin=0.01), "
+            f"got {spectrum!r}"
+        )
+    return spectrum
+
+
+def reset_reflectors_(
+    left: Tensor, right: Tensor, init: str, generator: Generator | None = None
+) -> None:
+    """Draws reflectors by the initialiser called ``init``."""
+    if init == "haar":
+        reflector_init.haar_(left, generator=generator)
+        reflector_init.haar_(right, generator=generator)
+    else:
+        getattr(reflector_init, f"{init}_")(left, right, generator=generator)
+
+
+def spectrum_values(spectrum: Spectrum, raw: Tensor | None, signs: Tensor) -> Tensor:
+    """σ of the raw values, or of a spectrum without any in the shape of ``signs``."""
+    return spectrum(torch.zeros_like(signs) if raw is None else raw)
+
+
+@torch.no_grad()
+def parameters_from_dense(
+    w: Tensor,
+    spectrum: Spectrum,
+    num_reflectors: tuple[int, int],
+    out_of_bounds: str = "raise",
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """left, raw singular values (None where there are none), right and signs of dense matrices."""
+    lower, upper = spectrum.bounds
+    left, sigma, right, signs = factor_dense(
+        w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds
+    )
+    if not spectrum.trainable:
+        return left, None, right, signs
+    # A bound itself has no raw value, and next to it the spectrum has no slope: clipped values
+    # stay trainable, values given as they are move by no more than rounding.
+    width = upper - lower if math.isfinite(upper - lower) else max(1.0, abs(lower))
+    inset = width * (1e-3 if out_of_bounds == "clip" else torch.finfo(sigma.dtype).eps)
+    inside = sigma.double().clamp(lower + inset, upper - inset)
+    return left, spectrum.inverse(inside).to(sigma.dtype), right, signs
