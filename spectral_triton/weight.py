@@ -212,7 +212,10 @@ def parameters_from_dense(
         return left, None, right, signs
     # A bound itself has no raw value, and next to it the spectrum has no slope: clipped values
     # stay trainable, values given as they are move by no more than rounding.
-    width = upper - lower if math.isfinite(upper - lower) else max(1.0, abs(lower))
-    inset = width * (1e-3 if out_of_bounds == "clip" else torch.finfo(sigma.dtype).eps)
+    finite = [abs(bound) for bound in (lower, upper) if math.isfinite(bound)]
+    if out_of_bounds == "clip":
+        inset = 1e-3 * (upper - lower if len(finite) == 2 else max(1.0, *finite))
+    else:
+        inset = torch.finfo(sigma.dtype).eps * max(finite, default=0.0)
     inside = sigma.double().clamp(lower + inset, upper - inset)
     return left, spectrum.inverse(inside).to(sigma.dtype), right, signs

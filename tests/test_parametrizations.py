@@ -1,0 +1,288 @@
+"""parametrizations.svd on modules of torch: bounds, what is kept, assignment, life cycle."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from spectral_triton.parametrizations import svd
+from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
+
+# module, name of the tensor, blocks
+MODULES = {
+    "linear": (lambda: nn.Linear(5, 3), "weight", 1),
+    "conv": (lambda: nn.Conv2d(3, 4, 3), "weight", 1),
+    "transposed conv": (lambda: nn.ConvTranspose1d(4, 6, 5), "weight", 2),
+    "embedding": (lambda: nn.Embedding(10, 4), "weight", 1),
+    "rnn": (lambda: nn.RNN(3, 6), "weight_hh_l0", 1),
+    "gru": (lambda: nn.GRU(3, 4, bidirectional=True), "weight_hh_l0_reverse", 3),
+    "lstm": (lambda: nn.LSTM(3, 4, num_layers=2), "weight_hh_l1", 4),
+    "cell": (lambda: nn.LSTMCell(3, 4), "weight_ih", 4),
+}
+every_module = pytest.mark.parametrize("case", MODULES)
+
+
+def sample_input(case):
+    if case == "embedding":
+        return torch.tensor([[1, 2], [3, 9]])
+    shapes = {"linear": (7, 5), "conv": (2, 3, 8, 8), "transposed conv": (2, 4, 9), "cell": (2, 3)}
+    return torch.randn(shapes.get(case, (6, 2, 3)))
+
+
+def output(module, case):
+    torch.manual_seed(3)
+    out = module(sample_input(case))
+    while isinstance(out, tuple):
+        out = out[0]
+    return out
+
+
+def singular_values(module, name, num_blocks=1):
+    w = getattr(module, name).detach().double().flatten(1)
+    return torch.linalg.svdvals(w.unflatten(0, (num_blocks, -1)))
+
+
+def within(module, name, num_blocks=1, center=1.0, margin=0.01):
+    return ((singular_values(module, name, num_blocks) - center).abs() <= margin + 1e-13).all()
+
+
+@every_module
+def test_the_weight_is_projected_onto_the_bounds(case):
+    make, name, blocks = MODULES[case]
+    module = make()
+    before = getattr(module, name).detach().clone()
+    assert not within(module, name, blocks)
+    assert svd(module, name, num_blocks=blocks) is module
+    assert within(module, name, blocks)
+    u, sigma, vh = torch.linalg.svd(
+        before.flatten(1).unflatten(0, (blocks, -1)), full_matrices=False
+    )
+    nearest = ((u * sigma.clamp(0.99, 1.01).unsqueeze(-2)) @ vh).reshape(before.shape)
+    # A thousandth of the width inside, at most.
+    difference = (getattr(module, name) - nearest).flatten(1).unflatten(0, (blocks, -1))
+    assert (torch.linalg.matrix_norm(difference, 2) <= 2.001e-5).all()
+
+
+@every_module
+def test_a_weight_within_the_bounds_is_kept(case):
+    make, name, blocks = MODULES[case]
+    module = make()
+    expected = output(module, case)
+    svd(module, name, num_blocks=blocks, spectrum=SoftplusSpectrum())
+    torch.testing.assert_close(output(module, case), expected, rtol=1e-12, atol=1e-13)
+
+
+@every_module
+def test_training_uses_the_weight_and_keeps_the_bounds(case):
+    make, name, blocks = MODULES[case]
+    module = svd(make(), name, num_blocks=blocks, spectrum=SigmoidSpectrum(1.0, 0.05))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.05)
+    before = getattr(module, name).detach().clone()
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = (output(module, case) - 0.3).square().sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        assert within(module, name, blocks, margin=0.05)
+    assert losses[-1] < losses[0]
+    assert (getattr(module, name) - before).abs().max() > 0.01
+
+
+@every_module
+def test_gradients_are_those_through_the_dense_weight(case):
+    make, name, blocks = MODULES[case]
+    module = svd(make(), name, num_blocks=blocks)
+    parameters = list(module.parametrizations[name].parameters())
+    actual = torch.autograd.grad(output(module, case).square().sum(), parameters)
+    w = getattr(module, name)
+    leaf = w.detach().clone().requires_grad_()
+    plain = make()
+    plain.load_state_dict(
+        {key: value for key, value in module.state_dict().items() if "parametrizations" not in key}
+        | {name: leaf.detach()}
+    )
+    torch.manual_seed(3)
+    out = torch.func.functional_call(plain, {name: leaf}, (sample_input(case),))
+    while isinstance(out, tuple):
+        out = out[0]
+    (grad_w,) = torch.autograd.grad(out.square().sum(), leaf)
+    expected = torch.autograd.grad(w, parameters, grad_w)
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@every_module
+def test_assignment_round_trips(case):
+    make, name, blocks = MODULES[case]
+    module = svd(make(), name, num_blocks=blocks)
+    other = svd(make(), name, num_blocks=blocks)
+    w = getattr(other, name).detach()
+    parameters = [id(p) for p in module.parameters()]
+    setattr(module, name, w)
+    torch.testing.assert_close(getattr(module, name), w, rtol=0, atol=1e-13)
+    assert [id(p) for p in module.parameters()] == parameters
+
+
+@every_module
+def test_copies_and_state_dicts(case):
+    make, name, blocks = MODULES[case]
+    module = svd(make(), name, num_blocks=blocks)
+    expected = output(module, case)
+    twin = copy.deepcopy(module)
+    assert torch.equal(output(twin, case), expected)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.mul_(1.1).add_(0.01)
+    assert torch.equal(output(module, case), expected)
+    loaded = svd(make(), name, num_blocks=blocks)
+    loaded.load_state_dict(module.state_dict())
+    assert torch.equal(output(loaded, case), expected)
+
+
+@every_module
+def test_removal_leaves_a_plain_module(case):
+    make, name, blocks = MODULES[case]
+    module = svd(make(), name, num_blocks=blocks)
+    expected = output(module, case)
+    parametrize.remove_parametrizations(module, name)
+    assert type(module) is type(make())
+    assert isinstance(getattr(module, name), nn.Parameter)
+    assert module.state_dict().keys() == make().state_dict().keys()
+    torch.testing.assert_close(output(module, case), expected, rtol=0, atol=0)
+    assert within(module, name, blocks)
+
+
+def test_signature_begins_like_torchs_orthogonal():
+    parameters = list(inspect.signature(svd).parameters.values())
+    assert [p.name for p in parameters[:2]] == ["module", "name"]
+    assert parameters[1].default == "weight"
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[2:])
+
+
+def test_blocks_have_singular_values_of_their_own():
+    lstm = nn.LSTM(3, 4)
+    gates = torch.linalg.qr(torch.randn(4, 4, 4)).Q * torch.linspace(0.991, 1.009, 4)[:, None, None]
+    lstm.weight_hh_l0.data = gates.reshape(16, 4)
+    svd(lstm, "weight_hh_l0", num_blocks=4)
+    torch.testing.assert_close(lstm.weight_hh_l0.unflatten(0, (4, 4)), gates, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("spectrum", [None, FixedSpectrum(2.0), SoftplusSpectrum(0.5)], ids=repr)
+def test_few_reflectors_start_afresh(spectrum):
+    module = svd(nn.Linear(6, 5), num_reflectors=(2, 3), spectrum=spectrum)
+    originals = module.parametrizations.weight
+    assert originals.original0.shape == (1, 2, 5)
+    assert originals.original1.shape == (1, 3, 6)
+    assert hasattr(originals, "original2") == (not isinstance(spectrum, FixedSpectrum))
+    initial = 1.0 if spectrum is None else spectrum.initial
+    torch.testing.assert_close(singular_values(module, "weight"), torch.full((1, 5), initial))
+    with pytest.raises(ValueError, match=r"num_reflectors = \(2, 3\) is too small"):
+        module.weight = torch.linalg.qr(torch.randn(5, 6).mT).Q.mT * initial
+    assert within(module, "weight", center=initial, margin=1e-12)
+    module = nn.Linear(4, 4)
+    module.weight.data = torch.diag(torch.tensor([1.004, 1.002, 1.0, 0.998]))
+    expected = module.weight.detach().clone()
+    svd(module, num_reflectors=1)
+    torch.testing.assert_close(module.weight, expected, rtol=0, atol=1e-14)
+
+
+def test_assignment_out_of_bounds():
+    module = svd(nn.Linear(3, 3))
+    module.weight = 5 * torch.eye(3)
+    torch.testing.assert_close(module.weight, 1.01 * torch.eye(3), rtol=0, atol=2.1e-5)
+    strict = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="outside the bounds"):
+        svd(strict, out_of_bounds="raise")
+    assert not parametrize.is_parametrized(strict)
+    nn.init.orthogonal_(strict.weight)
+    expected = strict.weight.detach().clone()
+    svd(strict, out_of_bounds="raise")
+    torch.testing.assert_close(strict.weight, expected, rtol=0, atol=1e-14)
+    with pytest.raises(ValueError, match=r"outside the bounds \(0\.99, 1\.01\)"):
+        strict.weight = 5 * torch.eye(3)
+    torch.testing.assert_close(strict.weight, expected, rtol=0, atol=1e-14)
+
+
+def test_caching_forms_the_weight_once():
+    module = svd(nn.Linear(3, 3))
+    with parametrize.cached():
+        first = module.weight
+        assert module.weight is first
+    assert module.weight is not first
+
+
+def test_default_adamw_never_zeroes_the_weight():
+    module = svd(nn.Linear(8, 8, dtype=torch.float32))
+    optimizer = torch.optim.AdamW(module.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(torch.ones(2, 8, dtype=torch.float32)).sum().backward()
+        optimizer.step()
+        assert within(module, "weight", margin=0.010001)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_other_dtypes(dtype):
+    module = svd(nn.Linear(12, 12, dtype=dtype))
+    assert module.weight.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    # The bound, and the rounding of W itself: half a unit for each of 144 entries.
+    assert within(module, "weight", margin=0.01 + 6 * eps)
+    module.double()
+    assert module.weight.dtype == torch.float64
+    assert within(module, "weight", margin=0.01)
+
+
+def test_buffers_and_frozen_parameters():
+    module = nn.Linear(3, 3)
+    module.register_buffer("fixed", torch.randn(3, 4))
+    svd(module, "fixed")
+    assert within(module, "fixed")
+    assert not module.fixed.requires_grad
+    module.weight.requires_grad_(False)
+    svd(module)
+    assert not any(p.requires_grad for p in module.parametrizations.weight.parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: svd(torch.ones(3, 3)), TypeError, "module must be .*Tensor"),
+        (lambda: svd(nn.Linear(3, 3), "weights"), ValueError, "name must be .*'weights'"),
+        (lambda: svd(nn.Linear(3, 3), "bias"), ValueError, r"bias .*two dimensions.*\(3,\)"),
+        (lambda: svd(nn.ReLU()), ValueError, "name must be .*'weight'"),
+        (lambda: svd(nn.Linear(3, 3), num_blocks=2), ValueError, "num_blocks .*3, got 2"),
+        (lambda: svd(nn.Linear(3, 3), num_blocks=0), ValueError, "num_blocks .*got 0"),
+        (lambda: svd(nn.Linear(3, 3), num_blocks=1.0), TypeError, r"num_blocks .*1\.0"),
+        (lambda: svd(nn.Linear(3, 5), num_reflectors=4), ValueError, "num_reflectors .*3, got 4"),
+        (lambda: svd(nn.Linear(3, 3), spectrum=0.5), TypeError, r"spectrum .*0\.5"),
+        (lambda: svd(nn.Linear(3, 3), out_of_bounds="x"), ValueError, "out_of_bounds .*'x'"),
+        (
+            lambda: svd(nn.Linear(3, 3, dtype=torch.complex64)),
+            TypeError,
+            r"weight must be .*complex64",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_bad_assignment_is_named():
+    module = svd(nn.Linear(3, 4))
+    with pytest.raises(ValueError, match=r"weight must have shape \(4, 3\), got \(3, 4\)"):
+        module.weight = torch.ones(3, 4)
+    with pytest.raises(TypeError, match=r"weight must be .*int64"):
+        module.weight = torch.ones(4, 3, dtype=torch.int64)
+
+
+def test_says_what_it_is():
+    text = repr(svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4, num_reflectors=2))
+    assert "num_reflectors=(2, 2), spectrum=SigmoidSpectrum(" in text
+    assert "num_blocks=4" in text
