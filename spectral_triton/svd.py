@@ -32,12 +32,18 @@ def forms_dense(
 ) -> bool:
     r"""Whether W is formed and multiplied with, rather than its factors applied one by one.
 
-    Operations, for N vectors: the factors take :math:`4N(m k_u + n k_v)`; forming W takes
-    :math:`4p(m k_u + n k_v)`, p = min(m, n), and each product with it :math:`2 m n`.
+    For N vectors, forming W pays where, with p = min(m, n),
+
+    .. math:: 4p(m k_u + n k_v) + 0.8\, N m n < 4 N (m k_u + n k_v).
+
+    The terms count operations, but for the 0.8, which counting would make 2: one large product runs
+    faster than many thin ones. With it the rule turns where forward and backward together do, as
+    measured for n = 256 to 1024 and k = n/8 to n on two CPU cores: at N of about n for k = n,
+    1.3 n for k = n/2, and never below k = n/10.
     """
     factors = 4 * (out_features * num_left + in_features * num_right)
     forming = min(out_features, in_features) * factors
-    return forming + 2 * num_vectors * out_features * in_features < num_vectors * factors
+    return forming + 0.8 * num_vectors * out_features * in_features < num_vectors * factors
 
 
 class HouseholderSVD:
