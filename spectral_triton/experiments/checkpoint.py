@@ -1,0 +1,63 @@
+"""Files that are either the old ones or the new ones, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from spectral_triton.experiments.errors import DataError
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Lets ``write`` fill a temporary file beside ``path``, which then takes its place."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes tensors, numbers, strings and containers of them; a failure leaves the old file."""
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file))
+
+
+def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Reads what ``save_checkpoint`` wrote; nothing in the file is executed.
+
+    Raises:
+        DataError: if the file is damaged or no checkpoint of this format.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path} is no intact checkpoint: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path} is no checkpoint of format {FORMAT}")
+    return content
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a crash of the machine could lose the renaming; Windows cannot open folders.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

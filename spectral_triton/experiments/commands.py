@@ -1,0 +1,307 @@
+"""The commands of ``spectral-triton``; everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from spectral_triton.experiments.config import RunConfig
+
+EXTRA = "pip install 'spectral-triton[experiments]'"
+PACKAGES = ("matplotlib", "pooch", "rich", "tensorboard")
+
+app = typer.Typer(
+    help="Recurrent networks whose singular values stay within bounds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class TaskName(str, Enum):
+    """What can be trained."""
+
+    adding = "adding"
+    copying = "copying"
+    pixel_mnist = "pixel-mnist"
+    ptb = "ptb"
+    ucr = "ucr"
+
+
+@app.command()
+def info() -> None:
+    """Print which kernels run on which device, and why not where they do not."""
+    print_backend_report()
+
+
+def print_backend_report() -> None:
+    """Prints ``spectral_triton.backend_info()``."""
+    import spectral_triton
+
+    print(spectral_triton.backend_info())
+
+
+@app.command()
+def train(
+    task: Annotated[TaskName, typer.Argument(help="What to learn.", show_default=False)],
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Data set of ucr, such as CBF.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="spectral, orthogonal, rnn, irnn, lstm or gru; several are compared: repeat the "
+            "option or separate them by commas.",
+            show_default="spectral",
+        ),
+    ] = None,
+    seed: Annotated[
+        list[str] | None,
+        typer.Option("--seed", help="One or several, like --model.", show_default="0"),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="adding, copying: steps to remember over. (default 200)")
+    ] = None,
+    rows: Annotated[
+        bool | None, typer.Option("--rows", help="pixel-mnist: 28 steps of one row.")
+    ] = None,
+    permuted: Annotated[
+        bool | None, typer.Option("--permuted", help="pixel-mnist: one fixed shuffle of pixels.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="ptb: words that gradients flow through. (default 35)")
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="ucr: mean 0, variance 1 for each series. (default normalize)",
+        ),
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option("--hidden", help="Hidden units.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Stacked layers.")] = None,
+    reflectors: Annotated[
+        str | None,
+        typer.Option(help="Reflectors of U and V: K, or LEFT,RIGHT, or full (spectral models)."),
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Half-width of the band around 1 (spectral).")
+    ] = None,
+    nonlinearity: Annotated[
+        str | None,
+        typer.Option(
+            help="tanh, relu, leaky_relu or identity (spectral models); tanh, relu (rnn)."
+        ),
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Share of units dropped.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data, instead.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="Learning rate; the others follow in proportion.")
+    ] = None,
+    reflector_rate: Annotated[
+        float | None, typer.Option("--lr-reflectors", help="Learning rate of the reflectors.")
+    ] = None,
+    sigma_rate: Annotated[
+        float | None, typer.Option("--lr-sigma", help="Learning rate of the raw singular values.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the learning rates: constant, linear or cosine decay.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Never on reflectors or singular values.")
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient; 0 for no limit.")
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(help="Validations, and checkpoints, during a run.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the runs. (default runs/TASK-TIME)"),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the runs in --output where they stopped.")
+    ] = False,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with mnist, ptb, ucr. (default $SPECTRAL_TRITON_DATA, else the user's "
+            "cache)"
+        ),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch MNIST where it is missing.")
+    ] = False,
+    mirror: Annotated[
+        str | None, typer.Option(help="Address of the folder --download fetches from.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the final table.")] = False,
+) -> None:
+    """Train one or several models on TASK, and draw what happened.
+
+    Settings that are not given are those of the task.
+    """
+    require_packages()
+    from spectral_triton.experiments.errors import ExperimentError
+
+    options = _given(
+        length=length,
+        rows=rows,
+        permuted=permuted,
+        window=window,
+        normalize=normalize,
+        dataset=dataset,
+    )
+    overrides = _given(
+        hidden_size=hidden_size,
+        layers=layers,
+        margin=margin,
+        nonlinearity=nonlinearity,
+        dropout=dropout,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        reflector_rate=reflector_rate,
+        sigma_rate=sigma_rate,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        clip=clip,
+        evaluations=evaluations,
+    )
+    hardware = {"device": device, "dtype": dtype, "threads": threads}
+    try:
+        if reflectors is not None:
+            overrides["num_reflectors"] = _reflectors(reflectors)
+        models, seeds = _listed(model or ["spectral"]), _seeds(seed or ["0"])
+        configs = _configs(task.value, models, seeds, options, overrides, hardware)
+        if output is None:
+            if resume:
+                raise typer.BadParameter("--resume needs the --output of the runs to continue")
+            output = _default_output(task.value, dataset)
+        if mirror is not None and not download:
+            raise typer.BadParameter("--mirror is of no use without --download")
+        _run(configs, output, data_dir, download, mirror, resume=resume, quiet=quiet)
+    except ExperimentError as error:
+        _fail(error, output)
+
+
+def _run(
+    configs: list[RunConfig],
+    output: Path,
+    data_dir: Path | None,
+    download: bool,
+    mirror: str | None,
+    *,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    from rich.console import Console
+
+    from spectral_triton.experiments.comparison import Comparison
+    from spectral_triton.experiments.progress import ProgressReport, summary_table
+    from spectral_triton.experiments.storage import DataFolder
+
+    console = Console()
+    data = DataFolder(data_dir, download=download, mirror=mirror)
+    comparison = Comparison(configs, output, data, resume=resume)
+    with ProgressReport(console, quiet=quiet) as report:
+        report.note(f"{configs[0].title} → {output}")
+        metric, summaries = comparison.run(report)
+    console.print(summary_table(configs[0].title, metric, summaries))
+    console.print(f"Pictures, metrics and checkpoints: {output}", soft_wrap=True, highlight=False)
+
+
+def _configs(
+    task: str,
+    models: list[str],
+    seeds: list[int],
+    options: dict[str, Any],
+    overrides: dict[str, Any],
+    hardware: dict[str, Any],
+) -> list[RunConfig]:
+    from spectral_triton.experiments.config import make_config
+    from spectral_triton.experiments.model import SETTINGS_OF_SOME
+
+    for name, users in SETTINGS_OF_SOME.items():
+        if name in overrides and not set(models) & set(users):
+            raise typer.BadParameter(
+                f"{name} has no meaning for {', '.join(models)}, only for {', '.join(users)}"
+            )
+    return [
+        make_config(task, model, options=options, overrides=overrides, seed=seed, **hardware)
+        for seed in seeds
+        for model in models
+    ]
+
+
+def _given(**values: object) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _listed(values: list[str]) -> list[str]:
+    names = [name.strip() for value in values for name in value.split(",")]
+    for name in names:
+        if names.count(name) > 1:
+            raise typer.BadParameter(f"{name!r} is given twice")
+    return names
+
+
+def _seeds(values: list[str]) -> list[int]:
+    seeds = _listed(values)
+    for seed in seeds:
+        if not seed.isdecimal() or int(seed) >= 2**63:
+            raise typer.BadParameter(f"--seed takes whole numbers from 0, not {seed!r}")
+    return [int(seed) for seed in seeds]
+
+
+def _reflectors(text: str) -> tuple[int, int] | None:
+    if text == "full":
+        return None
+    parts = text.split(",")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"--reflectors takes K, LEFT,RIGHT or full, not {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _default_output(task: str, dataset: str | None) -> Path:
+    name = task if dataset is None else f"{task}-{dataset}"
+    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _fail(error: Exception, output: Path | None) -> None:
+    from spectral_triton.experiments.errors import ExperimentError, Interrupted
+
+    assert isinstance(error, ExperimentError)
+    typer.echo(f"Error: {error}" if error.exit_code != 130 else f"\n{error}", err=True)
+    if isinstance(error, Interrupted):
+        arguments = [a for a in sys.argv[1:] if a != "--resume"]
+        if not any(a in ("-o", "--output") or a.startswith("--output=") for a in arguments):
+            arguments += ["--output", str(output)]
+        command = shlex.join(["spectral-triton", *arguments, "--resume"])
+        typer.echo(f"Continue with: {command}", err=True)
+    raise typer.Exit(error.exit_code)
+
+
+def require_packages() -> None:
+    """Ends the command where a package of the extra is absent, and says how to get it."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        typer.echo(f"Error: {', '.join(missing)} not installed. Run: {EXTRA}", err=True)
+        raise typer.Exit(1)

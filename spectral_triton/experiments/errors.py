@@ -1,0 +1,27 @@
+"""What can go wrong in an experiment, each with the exit status the command line gives it."""
+
+
+class ExperimentError(Exception):
+    """A failure whose message is meant for the person who typed the command."""
+
+    exit_code = 1
+
+
+class UsageError(ExperimentError):
+    """An option that makes no sense, or a folder that must not be written to."""
+
+    exit_code = 2
+
+
+class DataError(ExperimentError):
+    """A data file that is missing or damaged."""
+
+
+class TrainingStopped(ExperimentError):
+    """A loss or gradient that is no longer a finite number."""
+
+
+class Interrupted(ExperimentError):
+    """The person asked the run to stop; it was saved."""
+
+    exit_code = 130

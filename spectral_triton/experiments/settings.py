@@ -1,0 +1,78 @@
+"""How a model is built and trained: every number a run can be given, with its task's defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from spectral_triton.experiments.errors import UsageError
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of one run; a task supplies the defaults, the command line overrides them."""
+
+    hidden_size: int = 64
+    layers: int = 1
+    num_reflectors: tuple[int, int] | None = (16, 16)
+    margin: float = 0.01
+    nonlinearity: str = "relu"
+    dropout: float = 0.0
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 50
+    learning_rate: float = 5e-3
+    reflector_rate: float = 5e-3
+    sigma_rate: float = 2.5e-2
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    schedule: str = "cosine"
+    evaluations: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "batch_size", "evaluations"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("steps", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
+        if (self.steps is None) == (self.epochs is None):
+            raise UsageError("give either steps or epochs, not both")
+        for name in ("learning_rate", "reflector_rate", "sigma_rate"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{name} must be a positive number, not {value}")
+        for name in ("weight_decay", "clip", "margin"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise UsageError(f"{name} must be zero or a positive number, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}: {self.schedule!r}")
+        for count in self.num_reflectors or ():
+            if not 0 <= count <= self.hidden_size:
+                raise UsageError(
+                    f"reflectors must be from 0 to the hidden size {self.hidden_size}, not {count}"
+                )
+
+    def total_steps(self, steps_per_epoch: int | None) -> int:
+        """Optimizer steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        if steps_per_epoch is None:
+            raise UsageError("this task makes its data as it goes and has no epochs: give steps")
+        assert self.epochs is not None
+        return self.epochs * steps_per_epoch
+
+    def rate_factor(self, step: int, total: int) -> float:
+        """What every learning rate is multiplied by at ``step`` of ``total``."""
+        progress = step / total
+        if self.schedule == "linear":
+            return 1 - progress
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1.0

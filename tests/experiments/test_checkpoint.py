@@ -1,0 +1,84 @@
+import pickle
+
+import pytest
+import torch
+
+from spectral_triton.experiments.checkpoint import (
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from spectral_triton.experiments.errors import DataError
+
+
+def test_round_trip(tmp_path):
+    content = {"step": 3, "model": {"a": torch.randn(2, 3)}, "best": None, "list": [1.5, "x"]}
+    save_checkpoint(tmp_path / "a.pt", content)
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert torch.equal(loaded["model"].pop("a"), content["model"].pop("a"))
+    assert loaded == {"format": 1, **content}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_failing_write_leaves_the_old_file(tmp_path, monkeypatch, error):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"step": 1})
+
+    def write_half(_content, file):
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(type(error)):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_new_content_is_never_seen_half_written(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def write(file):
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kept", [0, 10, 300, -1])
+def test_truncated_checkpoint_is_refused(tmp_path, kept):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"model": torch.zeros(50)})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(DataError, match="no intact checkpoint"):
+        load_checkpoint(path)
+
+
+def test_foreign_files_are_refused_and_never_executed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "sprung").touch, ()
+
+    path = tmp_path / "a.pt"
+    torch.save({"format": 1, "trap": Trap()}, path)
+    with pytest.raises(DataError, match="no intact checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Trap(), protocol=2))
+    with pytest.raises(DataError, match="no intact checkpoint"):
+        load_checkpoint(path)
+    assert not (tmp_path / "sprung").exists()
+    torch.save([1, 2], path)
+    with pytest.raises(DataError, match="format 1"):
+        load_checkpoint(path)
+    torch.save({"format": 2}, path)
+    with pytest.raises(DataError, match="format 1"):
+        load_checkpoint(path)
+
+
+def test_absent_checkpoint_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        load_checkpoint(tmp_path / "a.pt")
