@@ -24,14 +24,22 @@ class ApplyConfig(NamedTuple):
 
 
 class RecurrenceConfig(NamedTuple):
-    """Sequences per program, padded sizes, warps, and the bytes each thread may spill on sm_90."""
+    """Padded sizes, warps, and how a warp's 32 lanes split: ``lanes_n`` of them along features.
 
-    block_b: int
+    ``block_b`` sequences share a program. ``pairs`` allows two where one program fills an SM;
+    ``spills`` is what a thread may spill on sm_90, in bytes.
+    """
+
     block_n: int
     block_r: int
     num_warps: int
+    lanes_n: int = 8
+    pairs: bool = False
     spills: int = 0
+    block_b: int = 1
 
+
+_F32, _F64 = torch.float32, torch.float64
 
 # A block of reflectors V_j and the tile of vectors live in registers together: 64 KiB and 16 KiB of
 # the 256 KiB an SM has, which leaves room for the products.
@@ -80,8 +88,7 @@ def folded_unserved(n: int, r: int, dtype: torch.dtype) -> str | None:
     """Why the folded recurrence has no kernel for these sizes, or None."""
     if (dtype, *_folded_key(n, r)) in FOLDED:
         return None
-    largest = 16 * 1024 * 4 // dtype.itemsize
-    return f"P and Q of shape ({n}, {r}) in {dtype} exceed the registers (n r <= {largest})"
+    return f"P and Q of shape ({n}, {r}) in {dtype} exceed the registers ({_folded_sizes(dtype)})"
 
 
 def dense_unserved(n: int, dtype: torch.dtype) -> str | None:
@@ -95,27 +102,46 @@ def dense_unserved(n: int, dtype: torch.dtype) -> str | None:
 def folded_config(n: int, r: int, dtype: torch.dtype, batch: int) -> RecurrenceConfig:
     if reason := folded_unserved(n, r, dtype):
         raise ValueError(reason)
-    return FOLDED[(dtype, *_folded_key(n, r))]
+    return _paired(FOLDED[(dtype, *_folded_key(n, r))], batch)
 
 
 def dense_config(n: int, dtype: torch.dtype, batch: int) -> RecurrenceConfig:
     if reason := dense_unserved(n, dtype):
         raise ValueError(reason)
-    return DENSE[dtype, _recurrence_block(n)]
+    return _paired(DENSE[dtype, _recurrence_block(n)], batch)
+
+
+def _paired(config: RecurrenceConfig, batch: int) -> RecurrenceConfig:
+    """Beyond one sequence for each SM, two in one program beat two waves of programs."""
+    return config._replace(block_b=2) if config.pairs and batch > _TARGET_PROGRAMS else config
+
+
+def recurrence_form(n: int, r: int, dtype: torch.dtype) -> str | None:
+    """The faster kernel for W h_{t-1}: "folded" or "dense"; None where neither serves.
+
+    Folded costs 4 n r per step and sequence and has two dependent sums, dense 2 n² and one; at
+    n <= 64 the second sum outweighs what it saves.
+    """
+    if n > 64 and folded_unserved(n, r, dtype) is None:
+        return "folded"
+    if dense_unserved(n, dtype) is None:
+        return "dense"
+    return "folded" if folded_unserved(n, r, dtype) is None else None
 
 
 def describe() -> tuple[str, str, str]:
     """One line for each kernel: the sizes it serves."""
-    folded = ", ".join(
-        f"n <= {n}: r <= {max(r for d, m, r in FOLDED if (d, m) == (torch.float32, n))}"
-        for n in sorted({n for d, n, _ in FOLDED if d == torch.float32})
-    )
-    dense = max(n for d, n in DENSE if d == torch.float32)
+    dense = {dtype: max(n for d, n in DENSE if d == dtype) for dtype in (_F32, _F64)}
     return (
-        "float32, float64 (x also bfloat16, float16), any n and k",
-        f"float32 {folded}; float64 half of it",
-        f"float32 n <= {dense}; float64 n <= {max(n for d, n in DENSE if d == torch.float64)}",
+        "float32 and float64, any n and k",
+        f"float32 {_folded_sizes(_F32)}; float64 {_folded_sizes(_F64)}",
+        f"float32 n <= {dense[_F32]}; float64 n <= {dense[_F64]}",
     )
+
+
+def _folded_sizes(dtype: torch.dtype) -> str:
+    largest = {n: r for d, n, r in sorted(FOLDED, key=lambda entry: entry[1:]) if d == dtype}
+    return ", ".join(f"n <= {n}: r <= {r}" for n, r in largest.items())
 
 
 def _folded_key(n: int, r: int) -> tuple[int, int]:
@@ -126,38 +152,50 @@ def _recurrence_block(n: int) -> int:
     return max(64, triton.next_power_of_2(n))
 
 
-_F32, _F64 = torch.float32, torch.float64
-
-# (dtype, padded n, padded r) -> sequences per program, padded sizes, warps, spills
+# (dtype, padded n, padded r) -> how the folded recurrence runs
 FOLDED = {
-    (dtype, n, r): RecurrenceConfig(1, n, r, num_warps, spills)
-    for dtype, n, r, num_warps, spills in (
-        (_F32, 64, 16, 4, 0),
-        (_F32, 64, 32, 4, 0),
-        (_F32, 128, 16, 4, 0),
-        (_F32, 128, 32, 4, 0),
-        (_F32, 256, 16, 8, 0),
-        (_F32, 256, 32, 8, 0),
-        (_F32, 256, 64, 8, 0),
-        (_F32, 512, 16, 16, 0),
-        (_F32, 512, 32, 16, 0),
-        (_F32, 1024, 16, 16, 0),
-        (_F64, 64, 16, 4, 0),
-        (_F64, 64, 32, 4, 0),
-        (_F64, 128, 16, 4, 0),
-        (_F64, 128, 32, 8, 0),
-        (_F64, 256, 16, 8, 0),
-        (_F64, 256, 32, 16, 0),
-        (_F64, 512, 16, 16, 0),
-    )
+    (dtype, config.block_n, config.block_r): config
+    for dtype, configs in {
+        _F32: (
+            RecurrenceConfig(64, 16, num_warps=2),
+            RecurrenceConfig(64, 32, num_warps=2),
+            RecurrenceConfig(128, 16, num_warps=4),
+            RecurrenceConfig(128, 32, num_warps=4),
+            RecurrenceConfig(256, 16, num_warps=8),
+            RecurrenceConfig(256, 32, num_warps=8),
+            RecurrenceConfig(256, 64, num_warps=8, lanes_n=4),
+            RecurrenceConfig(512, 16, num_warps=8),
+            RecurrenceConfig(512, 32, num_warps=8, pairs=True),
+            RecurrenceConfig(512, 64, num_warps=16, lanes_n=4, spills=256),
+            RecurrenceConfig(1024, 16, num_warps=16, pairs=True),
+            RecurrenceConfig(1024, 32, num_warps=16, spills=256),
+        ),
+        _F64: (
+            RecurrenceConfig(64, 16, num_warps=2),
+            RecurrenceConfig(64, 32, num_warps=2),
+            RecurrenceConfig(128, 16, num_warps=4),
+            RecurrenceConfig(128, 32, num_warps=4),
+            RecurrenceConfig(256, 16, num_warps=8),
+            RecurrenceConfig(256, 32, num_warps=8),
+            RecurrenceConfig(512, 16, num_warps=16),
+        ),
+    }.items()
+    for config in configs
 }
+
+# (dtype, padded n) -> how the dense recurrence runs; a warp owns 32 rows of W
 DENSE = {
-    (dtype, n): RecurrenceConfig(1, n, n, num_warps, spills)
-    for dtype, n, num_warps, spills in (
-        (_F32, 64, 4, 0),
-        (_F32, 128, 8, 0),
-        (_F32, 256, 8, 256),
-        (_F64, 64, 4, 0),
-        (_F64, 128, 16, 0),
-    )
+    (dtype, config.block_n): config
+    for dtype, configs in {
+        _F32: (
+            RecurrenceConfig(64, 64, num_warps=2),
+            RecurrenceConfig(128, 128, num_warps=4),
+            RecurrenceConfig(256, 256, num_warps=8, spills=256),
+        ),
+        _F64: (
+            RecurrenceConfig(64, 64, num_warps=2),
+            RecurrenceConfig(128, 128, num_warps=4, spills=256),
+        ),
+    }.items()
+    for config in configs
 }

@@ -7,6 +7,17 @@ shared memory at each step), and the next step's input is fetched before the cur
 
 The gradient with respect to z_t = W h_{t-1} + x_t follows the same recurrence backwards with Wᵀ;
 gradients of the weights are GEMMs over all steps and belong to the caller.
+
+Note [Layouts]
+    Triton chooses which thread holds what, and on this the cost of a sum depends. In a one-
+    dimensional tensor loaded element by element, it is the same in every version: cell e belongs to
+    lane e % 32 of warp (e // 32) % WARPS, and what is left of e counts registers. So weights and
+    states are loaded flat, in an order of cells that puts each weight where its sums are cheap, and
+    only reshaped afterwards. States and inputs hold 32 neighboring features in a warp. P and Q are
+    split over LANES_N lanes along features and 32 / LANES_N along ranks, which balances the
+    shuffles of both sums; a warp owns the same features in states, P and Q, so that only the sums
+    over all features cross warps: one exchange through shared memory per step. A dense W needs
+    one exchange too, of the states.
 """
 
 from __future__ import annotations
@@ -17,6 +28,9 @@ import triton.language as tl
 from spectral_triton.kernels._launch import on_device, require_contiguous
 from spectral_triton.kernels.configuration import RecurrenceConfig, dense_config, folded_config
 from torch import Tensor
+
+# Also keeps Triton from vectorizing, which would change the layouts the kernels count on.
+_RUNTIME_SIZES = ("T", "B", "N", "R", "stride_pn", "stride_pr", "stride_xn")
 
 
 @triton.jit
@@ -51,7 +65,7 @@ def _activate(z, bias, NONLINEARITY: tl.constexpr, SLOPE: tl.constexpr):
     elif NONLINEARITY == "leaky_relu":
         return tl.where(z > 0, z, z * SLOPE)
     elif NONLINEARITY == "modrelu":
-        length = tl.abs(z) + bias[None, :]
+        length = tl.abs(z) + bias
         return tl.where((length > 0) & (z != 0), tl.where(z > 0, length, -length), 0.0)
     else:
         return z
@@ -73,13 +87,60 @@ def _activate_bwd(dy, y, NONLINEARITY: tl.constexpr, SLOPE: tl.constexpr):
 
 
 @triton.jit
-def _multiply(h, scale, p, q, DENSE: tl.constexpr):
-    """W h for every row of h: scale ∘ h - P (Qᵀ h), or P h where P holds the dense W."""
+def _add_product(
+    z, h, scale, p, q, DENSE: tl.constexpr, WARPS: tl.constexpr, LANES_N: tl.constexpr
+):
+    """z + W h for flat states h (BLOCK_B BLOCK_N); see Note [Layouts]."""
     if DENSE:
-        return tl.sum(h[:, None, :] * p[None, :, :], axis=2)
+        return z + _multiply_dense(h, p, WARPS, LANES_N)
     else:
-        inner = tl.sum(h[:, :, None] * q[None, :, :], axis=1)
-        return scale[None, :] * h - tl.sum(inner[:, None, :] * p[None, :, :], axis=2)
+        return z + scale * h - _multiply_low_rank(h, p, q, WARPS, LANES_N)
+
+
+@triton.jit
+def _multiply_dense(h, weight, WARPS: tl.constexpr, LANES_N: tl.constexpr):
+    """Every warp reads all of h and owns 32 rows of W: (rows, columns, warp, lane, lane)."""
+    IN_LANES: tl.constexpr = 32 // LANES_N
+    BLOCK_N: tl.constexpr = 32 * WARPS
+    BLOCK_B: tl.constexpr = h.shape[0] // BLOCK_N
+    columns = tl.permute(tl.reshape(h, (BLOCK_B, IN_LANES, BLOCK_N // IN_LANES)), (0, 2, 1))
+    z = tl.sum(columns[:, None, :, None, None, :] * weight[None], axis=2)
+    z = tl.permute(tl.sum(z, axis=4), (0, 2, 1, 3))  # (BLOCK_B, warp, rows, lane)
+    return tl.reshape(z, (BLOCK_B * BLOCK_N,))
+
+
+@triton.jit
+def _multiply_low_rank(h, p, q, WARPS: tl.constexpr, LANES_N: tl.constexpr):
+    """P (Qᵀ h), with p and q (ranks, features, warp, lane over features, lane over ranks)."""
+    RANKS: tl.constexpr = q.shape[0]
+    FEATURES: tl.constexpr = q.shape[1]
+    LANES_R: tl.constexpr = 32 // LANES_N
+    BLOCK_B: tl.constexpr = h.shape[0] // (FEATURES * WARPS * LANES_N)
+    OWN: tl.constexpr = 32 // LANES_N  # of each run of 32 features, those of one thread
+    RUNS: tl.constexpr = FEATURES // OWN
+
+    own = tl.permute(tl.reshape(h, (BLOCK_B, RUNS, WARPS, OWN, LANES_N)), (0, 1, 3, 2, 4))
+    own = tl.reshape(own, (BLOCK_B, FEATURES, WARPS, LANES_N))
+    inner = tl.sum(own[:, None, :, :, :, None] * q[None], axis=2)
+    inner = tl.sum(inner, axis=3)  # (BLOCK_B, RANKS, WARPS, LANES_R)
+
+    # Every warp adds up all warps' shares by itself: one exchange through shared memory. The
+    # broadcast dimensions only say where the sums are wanted: in each warp, on all 32 lanes.
+    RANK_LANES: tl.constexpr = min(32, RANKS * LANES_R)
+    REST: tl.constexpr = RANKS * LANES_R // RANK_LANES
+    COPIES: tl.constexpr = 32 // RANK_LANES
+    inner = tl.reshape(tl.permute(inner, (2, 0, 1, 3)), (WARPS, BLOCK_B * REST, 1, 1, RANK_LANES))
+    inner = tl.broadcast_to(inner, (WARPS, BLOCK_B * REST, WARPS, COPIES, RANK_LANES))
+    inner = tl.reshape(
+        tl.sum(inner, axis=0), (BLOCK_B, REST, WARPS, COPIES, RANK_LANES // LANES_R, LANES_R)
+    )
+    inner = tl.reshape(
+        tl.permute(inner, (0, 1, 4, 2, 3, 5)), (BLOCK_B, RANKS, 1, WARPS, COPIES, 1, LANES_R)
+    )
+    p = tl.reshape(p, (1, RANKS, FEATURES, WARPS, COPIES, LANES_N // COPIES, LANES_R))
+    z = tl.sum(tl.sum(inner * p, axis=1), axis=5)
+    z = tl.permute(tl.reshape(z, (BLOCK_B, RUNS, OWN, WARPS, LANES_N)), (0, 1, 3, 2, 4))
+    return tl.reshape(z, h.shape)
 
 
 @triton.jit
@@ -110,20 +171,54 @@ def _count_steps(offsets_ptr, T, sequence, PACKED: tl.constexpr):
 
 
 @triton.jit
-def _load_weights(
-    scale_ptr, p_ptr, q_ptr, N, R, stride_pn, stride_pr, feature, rank, DENSE: tl.constexpr
+def _load_dense(
+    p_ptr,
+    N,
+    stride_pn,
+    stride_pr,
+    BLOCK_N: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES_N: tl.constexpr,
 ):
-    cells = feature[:, None] * stride_pn + rank[None, :] * stride_pr
-    mask = (feature < N)[:, None] & (rank < R)[None, :]
-    p = tl.load(p_ptr + cells, mask, other=0.0)
-    if DENSE:
-        return feature, p, rank
-    else:
-        q = tl.load(q_ptr + cells, mask, other=0.0)
-        return tl.load(scale_ptr + feature, feature < N, other=0.0), p, q
+    """The dense weight in the order of Note [Layouts]: (rows, columns, warp, lane, lane)."""
+    IN_LANES: tl.constexpr = 32 // LANES_N
+    COLUMNS: tl.constexpr = BLOCK_N // IN_LANES
+    cell = tl.arange(0, BLOCK_N * BLOCK_N)
+    row = (cell // 32) % WARPS * 32 + cell // (32 * WARPS * COLUMNS) * LANES_N
+    row += (cell // IN_LANES) % LANES_N
+    column = cell % IN_LANES * COLUMNS + cell // (32 * WARPS) % COLUMNS
+    mask = (row < N) & (column < N)
+    weight = tl.load(p_ptr + row * stride_pn + column * stride_pr, mask, other=0.0)
+    return tl.reshape(weight, (32 // LANES_N, COLUMNS, WARPS, LANES_N, IN_LANES))
 
 
 @triton.jit
+def _load_low_rank(
+    p_ptr,
+    N,
+    R,
+    stride_pn,
+    stride_pr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES_N: tl.constexpr,
+):
+    """P or Q in the order of Note [Layouts]: (ranks, features, warp, lane, lane)."""
+    LANES_R: tl.constexpr = 32 // LANES_N
+    OWN: tl.constexpr = 32 // LANES_N
+    FEATURES: tl.constexpr = BLOCK_N // (WARPS * LANES_N)
+    cell = tl.arange(0, BLOCK_N * BLOCK_R)
+    own = cell // (32 * WARPS) % FEATURES
+    feature = own // OWN * (32 * WARPS) + (cell // 32) % WARPS * 32
+    feature += own % OWN * LANES_N + (cell // LANES_R) % LANES_N
+    rank = cell // (32 * WARPS * FEATURES) * LANES_R + cell % LANES_R
+    mask = (feature < N) & (rank < R)
+    p = tl.load(p_ptr + feature * stride_pn + rank * stride_pr, mask, other=0.0)
+    return tl.reshape(p, (BLOCK_R // LANES_R, FEATURES, WARPS, LANES_N, LANES_R))
+
+
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def recurrence_fwd_kernel(
     x_ptr,
     h0_ptr,
@@ -139,6 +234,7 @@ def recurrence_fwd_kernel(
     R,
     stride_pn,
     stride_pr,
+    stride_xn,
     NONLINEARITY: tl.constexpr,
     SLOPE: tl.constexpr,
     DENSE: tl.constexpr,
@@ -147,46 +243,62 @@ def recurrence_fwd_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES_N: tl.constexpr,
 ):
     """One program owns BLOCK_B sequences from their first step to their last."""
     dtype: tl.constexpr = p_ptr.dtype.element_ty
     first = tl.program_id(0) * BLOCK_B
-    sequence = first + tl.arange(0, BLOCK_B)
-    feature = tl.arange(0, BLOCK_N)
-    rank = tl.arange(0, BLOCK_R)
-    inside = (feature < N)[None, :]
-    scale, p, q = _load_weights(
-        scale_ptr, p_ptr, q_ptr, N, R, stride_pn, stride_pr, feature, rank, DENSE
-    )
-    bias = feature
+    sequence = first + tl.arange(0, BLOCK_B * BLOCK_N) // BLOCK_N
+    feature = tl.arange(0, BLOCK_B * BLOCK_N) % BLOCK_N
+    inside = feature < N
+    column = feature * stride_xn
+    if DENSE:
+        scale, q = 0.0, 0.0
+        p = _load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
+    else:
+        scale = tl.load(scale_ptr + column, inside, other=0.0)
+        p = _load_low_rank(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+        q = _load_low_rank(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+    bias = 0.0
     if NONLINEARITY == "modrelu":
-        bias = tl.load(bias_ptr + feature, feature < N, other=0.0).to(dtype)
-    state_cells = sequence.to(tl.int64)[:, None] * N + feature[None, :]
-    h = tl.load(h0_ptr + state_cells, (sequence < B)[:, None] & inside, other=0.0).to(dtype)
+        bias = tl.load(bias_ptr + column, inside, other=0.0).to(dtype)
+    state_cells = sequence.to(tl.int64) * N + column
+    h = tl.load(h0_ptr + state_cells, (sequence < B) & inside, other=0.0).to(dtype)
 
     steps = _count_steps(offsets_ptr, T, first, PACKED)
     direction = -1 if REVERSE else 1
     t = steps - 1 if REVERSE else steps * 0
+    # Rows are known three steps ahead and inputs two, so that no load is waited for.
     start, size = _step_rows(offsets_ptr, t, T - 1, B, PACKED)
-    next_start, next_size = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
-    cells = (start + sequence)[:, None] * N + feature[None, :]
-    mask = (sequence < size)[:, None] & inside
-    x = tl.load(x_ptr + cells, mask & (steps > 0), other=0.0)
+    start_1, size_1 = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
+    start_2, size_2 = _step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
+    inside = inside & (steps > 0)
+    x = tl.load(x_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
+    x_1 = tl.load(x_ptr + start_1 * N + state_cells, (sequence < size_1) & inside, other=0.0)
     for _ in range(0, steps):
-        next_cells = (next_start + sequence)[:, None] * N + feature[None, :]
-        next_mask = (sequence < next_size)[:, None] & inside
-        next_x = tl.load(x_ptr + next_cells, next_mask, other=0.0)
+        z = x.to(dtype)
+        x = x_1
+        x_1 = tl.load(x_ptr + start_2 * N + state_cells, (sequence < size_2) & inside, other=0.0)
+        start_3, size_3 = _step_rows(offsets_ptr, t + 3 * direction, T - 1, B, PACKED)
         t += direction
-        next_start, next_size = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
 
-        z = _multiply(h, scale, p, q, DENSE) + x.to(dtype)
+        z = _add_product(z, h, scale, p, q, DENSE, WARPS, LANES_N)
         y = _activate(z, bias, NONLINEARITY, SLOPE)
+        mask = (sequence < size) & inside
         h = tl.where(mask, y, h) if PACKED and REVERSE else y
-        tl.store(y_ptr + cells, y, mask)
-        x, cells, mask = next_x, next_cells, next_mask
+        tl.store(y_ptr + start * N + state_cells, y, mask)
+        start, size, start_1, size_1, start_2, size_2 = (
+            start_1,
+            size_1,
+            start_2,
+            size_2,
+            start_3,
+            size_3,
+        )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def recurrence_bwd_kernel(
     grad_y_ptr,
     y_ptr,
@@ -202,6 +314,7 @@ def recurrence_bwd_kernel(
     R,
     stride_pn,
     stride_pr,
+    stride_xn,
     NONLINEARITY: tl.constexpr,
     SLOPE: tl.constexpr,
     DENSE: tl.constexpr,
@@ -210,44 +323,62 @@ def recurrence_bwd_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES_N: tl.constexpr,
 ):
     """One program owns BLOCK_B sequences; p and q (or the strides of W) come exchanged."""
     dtype: tl.constexpr = p_ptr.dtype.element_ty
     first = tl.program_id(0) * BLOCK_B
-    sequence = first + tl.arange(0, BLOCK_B)
-    feature = tl.arange(0, BLOCK_N)
-    rank = tl.arange(0, BLOCK_R)
-    inside = (feature < N)[None, :]
-    scale, p, q = _load_weights(
-        scale_ptr, p_ptr, q_ptr, N, R, stride_pn, stride_pr, feature, rank, DENSE
-    )
-    dh = tl.zeros((BLOCK_B, BLOCK_N), dtype=dtype)
+    sequence = first + tl.arange(0, BLOCK_B * BLOCK_N) // BLOCK_N
+    feature = tl.arange(0, BLOCK_B * BLOCK_N) % BLOCK_N
+    inside = feature < N
+    column = feature * stride_xn
+    if DENSE:
+        scale, q = 0.0, 0.0
+        p = _load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
+    else:
+        scale = tl.load(scale_ptr + column, inside, other=0.0)
+        p = _load_low_rank(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+        q = _load_low_rank(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+    state_cells = sequence.to(tl.int64) * N + column
+    dh = tl.zeros((BLOCK_B * BLOCK_N,), dtype=dtype)
 
     steps = _count_steps(offsets_ptr, T, first, PACKED)
     direction = 1 if REVERSE else -1
     t = steps * 0 if REVERSE else steps - 1
     start, size = _step_rows(offsets_ptr, t, T - 1, B, PACKED)
-    next_start, next_size = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
-    cells = (start + sequence)[:, None] * N + feature[None, :]
-    mask = (sequence < size)[:, None] & inside
-    dy = tl.load(grad_y_ptr + cells, mask & (steps > 0), other=0.0)
-    y = tl.load(y_ptr + cells, mask & (steps > 0), other=0.0)
+    start_1, size_1 = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
+    start_2, size_2 = _step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
+    exists = (sequence < B) & inside
+    inside = inside & (steps > 0)
+    dy = tl.load(grad_y_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
+    y = tl.load(y_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
+    mask_1 = (sequence < size_1) & inside
+    dy_1 = tl.load(grad_y_ptr + start_1 * N + state_cells, mask_1, other=0.0)
+    y_1 = tl.load(y_ptr + start_1 * N + state_cells, mask_1, other=0.0)
     for _ in range(0, steps):
-        next_cells = (next_start + sequence)[:, None] * N + feature[None, :]
-        next_mask = (sequence < next_size)[:, None] & inside
-        next_dy = tl.load(grad_y_ptr + next_cells, next_mask, other=0.0)
-        next_y = tl.load(y_ptr + next_cells, next_mask, other=0.0)
-        t += direction
-        next_start, next_size = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
-
         dz = _activate_bwd(dy.to(dtype) + dh, y.to(dtype), NONLINEARITY, SLOPE)
-        tl.store(grad_z_ptr + cells, dz, mask)
-        previous = _multiply(dz, scale, p, q, DENSE)
-        dh = tl.where(mask, previous, dh) if PACKED and REVERSE else previous
-        dy, y, cells, mask = next_dy, next_y, next_cells, next_mask
+        dy, y = dy_1, y_1
+        mask_2 = (sequence < size_2) & inside
+        dy_1 = tl.load(grad_y_ptr + start_2 * N + state_cells, mask_2, other=0.0)
+        y_1 = tl.load(y_ptr + start_2 * N + state_cells, mask_2, other=0.0)
+        start_3, size_3 = _step_rows(offsets_ptr, t + 3 * direction, T - 1, B, PACKED)
+        t += direction
 
-    state_cells = sequence.to(tl.int64)[:, None] * N + feature[None, :]
-    tl.store(grad_h0_ptr + state_cells, dh, (sequence < B)[:, None] & inside)
+        mask = (sequence < size) & inside
+        tl.store(grad_z_ptr + start * N + state_cells, dz, mask)
+        previous = _add_product(0.0, dz, scale, p, q, DENSE, WARPS, LANES_N)
+        dh = tl.where(mask, previous, dh) if PACKED and REVERSE else previous
+        start, size, start_1, size_1, start_2, size_2 = (
+            start_1,
+            size_1,
+            start_2,
+            size_2,
+            start_3,
+            size_3,
+        )
+
+    tl.store(grad_h0_ptr + state_cells, dh, exists)
 
 
 def folded_fwd(
@@ -345,7 +476,7 @@ def _forward(
         with on_device(x):
             recurrence_fwd_kernel[(triton.cdiv(batch, config.block_b),)](
                 *(x, h0, scale, p, q, bias, offsets, y, steps, batch),
-                *(p.shape[0], p.shape[1], p.stride(0), p.stride(1)),
+                *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
                 **_options(nonlinearity, slope, q is None, offsets is not None, reverse, config),
             )
     return y
@@ -371,7 +502,7 @@ def _backward(
         with on_device(y):
             recurrence_bwd_kernel[(triton.cdiv(batch, config.block_b),)](
                 *(grad_y, y, scale, p, q, offsets, grad_z, grad_h0, steps, batch),
-                *(p.shape[0], p.shape[1], p.stride(0), p.stride(1)),
+                *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
                 **_options(nonlinearity, slope, q is None, offsets is not None, reverse, config),
             )
     return grad_z, grad_h0
@@ -399,6 +530,8 @@ def _options(
         "BLOCK_B": config.block_b,
         "BLOCK_N": config.block_n,
         "BLOCK_R": config.block_r,
+        "WARPS": config.num_warps,
+        "LANES_N": config.lanes_n,
         "num_warps": config.num_warps,
         "num_stages": 1,
     }

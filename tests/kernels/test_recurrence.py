@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import pytest
@@ -105,6 +106,21 @@ def test_every_entry_of_the_table(entry, device, assert_accurate):
 def test_one_step_or_one_sequence(sizes, packed, reverse, form, device, assert_accurate):
     problem = Problem(5, 2, sizes, "tanh", reverse, packed)
     problem.check(form, torch.float64, device, assert_accurate)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sizes", [[3, 3, 3], [5, 4, 4, 1], [3, 2, 1]])
+def test_two_sequences_per_program(
+    sizes, reverse, form, dtype, device, assert_accurate, monkeypatch
+):
+    for name in ("folded_config", "dense_config"):
+        choose = getattr(kernels, name)
+        pair = functools.partial(lambda choose, *a: choose(*a)._replace(block_b=2), choose)
+        monkeypatch.setattr(kernels, name, pair)
+    problem = Problem(17, 6, sizes, "relu", reverse, packed=True)
+    problem.check(form, dtype, device, assert_accurate)
 
 
 @pytest.mark.parametrize("form", FORMS)
