@@ -236,11 +236,9 @@ class HouseholderSVD:
         m, n = self.shape[-2:]
         if m > n:
             return self.mT.to_dense().mT
-        with without_autocast(self.device.type):
-            u = householder_product(self.left, triangular=self.triangular)
-            rows = _resize(u * self._signed.unsqueeze(-2), n)
-            w = apply_reflectors(rows, self.right, triangular=self.triangular)
-        return w.expand(self.shape)
+        u = householder_product(self.left, triangular=self.triangular)
+        rows = _resize(u * self._signed.unsqueeze(-2), n)
+        return apply_reflectors(rows, self.right, triangular=self.triangular)
 
     def solve(self, b: Tensor, *, check_errors: bool = True) -> Tensor:
         r"""Solves W x = b: exactly where W is square, else by least squares of minimum norm.

@@ -209,13 +209,21 @@ def test_batches_broadcast():
     assert square.slogdet().logabsdet.shape == square.cond().shape == (3, 2)
 
 
+def test_no_matrices_at_all():
+    factors = make(3, 2, 2, 1, batch=(0,))
+    assert factors.to_dense().shape == (0, 3, 2)
+    assert (factors @ torch.ones(2, 5)).shape == (0, 3, 5)
+    assert factors.pinv().shape == (0, 2, 3)
+    assert factors.spectral_norm().shape == (0,)
+
+
 def test_triangular_rows_ignore_what_is_before_the_diagonal():
     left, right, sigma = torch.randn(3, 4), torch.randn(2, 3), torch.rand(3)
     factors = HouseholderSVD(left, sigma, right, triangular=True)
     w = reference.svd_to_dense(left.triu(), sigma, right.triu())
     close(factors.to_dense(), w)
     close(factors @ torch.eye(3), w)
-    left = torch.randn(3, 3).tril(-1)
+    left = torch.randn(3, 3).tril(-1)[:2]
     nothing = HouseholderSVD(left, sigma, torch.zeros(1, 3), triangular=True)
     assert nothing.slogdet().sign == 1
     close(nothing.to_dense(), sigma.diag())
