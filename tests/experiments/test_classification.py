@@ -14,7 +14,7 @@ from spectral_triton.experiments.classification import (
 
 class Plain(SequenceClassification):
     name = "plain"
-    defaults = build = None
+    check_options = defaults = build = None
 
 
 def make(count=7, batch_size=3, seed=0):

@@ -103,7 +103,7 @@ def test_interruption_says_how_to_continue(invoke, monkeypatch):
         (["adding", "--rows"], "rows is no option of adding"),
         (["adding", "CBF"], "dataset is no option of adding"),
         (["adding", "--length", "1"], "--length must be at least 2, not 1"),
-        (["adding", "--length", "x"], "'x' is not a valid int"),
+        (["adding", "--length", "x"], "Invalid value for '--length'"),
         (["adding", "--hidden", "0"], "hidden_size must be at least 1, not 0"),
         (["adding", "--lr", "-1"], "learning_rate must be a positive number, not -1"),
         (["adding", "--reflectors", "a"], "--reflectors takes K, LEFT,RIGHT or full, not 'a'"),
