@@ -109,6 +109,7 @@ class SigmoidSpectrum(Spectrum):
                 f"margin must be large enough to be seen beside center = {self.center}, "
                 f"got {self.margin}"
             )
+        _keep_single_bounds(self)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -122,7 +123,7 @@ class SigmoidSpectrum(Spectrum):
         raw = _at_least_single("raw", raw)
         # The tanh form of the sigmoid does not cancel near the center.
         sigma = self.center + self.margin * torch.tanh(raw * (0.5 * self.scale))
-        return sigma.clamp(*_representable(self.bounds, sigma.dtype))
+        return sigma.clamp(*_bounds_in(self, sigma.dtype))
 
     def inverse(self, singular_values: Tensor) -> Tensor:
         sigma = _check_within(singular_values, self.bounds)
@@ -159,6 +160,7 @@ class SignedSpectrum(Spectrum):
 
     def __post_init__(self) -> None:
         _check_positive("limit", self.limit)
+        _keep_single_bounds(self)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -171,7 +173,7 @@ class SignedSpectrum(Spectrum):
     def __call__(self, raw: Tensor) -> Tensor:
         raw = _at_least_single("raw", raw)
         sigma = self.limit * torch.tanh(raw / self.limit)
-        return sigma.clamp(*_representable(self.bounds, sigma.dtype))
+        return sigma.clamp(*_bounds_in(self, sigma.dtype))
 
     def inverse(self, singular_values: Tensor) -> Tensor:
         sigma = _check_within(singular_values, self.bounds)
@@ -203,6 +205,7 @@ class SoftplusSpectrum(Spectrum):
         check_number("minimum", self.minimum)
         if self.minimum < 0:
             raise ValueError(f"minimum must not be negative, got {self.minimum}")
+        _keep_single_bounds(self)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -216,7 +219,7 @@ class SoftplusSpectrum(Spectrum):
         raw = _at_least_single("raw", raw)
         # logaddexp, because F.softplus is off by 2e-9 above its threshold.
         sigma = torch.logaddexp(raw, torch.zeros_like(raw)) + self.minimum
-        lower, _ = _representable(self.bounds, sigma.dtype)
+        lower, _ = _bounds_in(self, sigma.dtype)
         return sigma.clamp(min=max(lower, torch.finfo(sigma.dtype).tiny))
 
     def inverse(self, singular_values: Tensor) -> Tensor:
@@ -290,12 +293,17 @@ def _check_within(singular_values: Tensor, bounds: tuple[float, float]) -> Tenso
     return sigma
 
 
-def _representable(bounds: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:
-    """The outermost numbers of ``dtype`` within the bounds, which rounding could step over."""
-    if dtype == torch.float64:
-        return bounds
-    lower, upper = bounds
-    return -_round_down(-lower), _round_down(upper)
+def _keep_single_bounds(spectrum: Spectrum) -> None:
+    """Stores the outermost float32 numbers within the bounds, which rounding could step over.
+
+    Once, on construction: torch.compile cannot trace this arithmetic of a symbolic float.
+    """
+    lower, upper = spectrum.bounds
+    object.__setattr__(spectrum, "_single_bounds", (-_round_down(-lower), _round_down(upper)))
+
+
+def _bounds_in(spectrum: Spectrum, dtype: torch.dtype) -> tuple[float, float]:
+    return spectrum.bounds if dtype == torch.float64 else spectrum._single_bounds  # type: ignore[attr-defined]
 
 
 def _round_down(value: float) -> float:

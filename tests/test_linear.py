@@ -222,15 +222,15 @@ def test_default_optimizers_keep_the_bounds():
 
 
 def test_compiles_in_one_graph():
-    for num_reflectors in (None, 2):
-        layer = SVDLinear(6, 4, num_reflectors=num_reflectors)
-        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-        x = torch.randn(3, 6, requires_grad=True)
+    for num_reflectors, dynamic in [(None, None), (2, True)]:
+        layer = SVDLinear(6, 4, num_reflectors=num_reflectors, dtype=torch.float32)
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        x = torch.randn(3, 6, requires_grad=True, dtype=torch.float32)
         y = compiled(x)
-        torch.testing.assert_close(y, layer(x), rtol=0, atol=1e-13)
+        torch.testing.assert_close(y, layer(x), rtol=0, atol=2e-6)
         (ours,) = torch.autograd.grad(y.square().sum(), x)
         (theirs,) = torch.autograd.grad(layer(x).square().sum(), x)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=4e-6)
 
 
 def test_ensembles_by_vmap():
