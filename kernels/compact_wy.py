@@ -22,11 +22,14 @@ import torch
 import triton
 import triton.language as tl
 from spectral_triton.kernels._launch import on_device, require_contiguous
+from spectral_triton.kernels._low_rank import load_factor, sum_over_features, sum_over_ranks
 from spectral_triton.kernels.configuration import apply_config, t_factor_config
 from torch import Tensor
 
+_RUNTIME_SIZES = ("ROWS", "K", "N", "num_blocks", "block_size", "stride_n")
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def t_factor_fwd_kernel(
     v_ptr,
     t_ptr,
@@ -34,47 +37,98 @@ def t_factor_fwd_kernel(
     N,
     num_blocks,
     block_size,
+    stride_n,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES_N: tl.constexpr,
+    TILED: tl.constexpr,
 ):
-    """One program owns one block of reflectors: its Gram matrix, then T column by column."""
+    """One program owns one block of reflectors; T S = I gives one column of T after another."""
+    COPIES: tl.constexpr = 32 // BLOCK_K
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     pid = tl.program_id(0).to(tl.int64)
     matrix, block = pid // num_blocks, pid % num_blocks
     first = block * block_size
-    index = tl.arange(0, BLOCK_K)
-    in_block = (index < block_size) & (first + index < K)
-    rows = v_ptr + (matrix * K + first + index) * N
-    first_row = v_ptr + (matrix * K + first) * N
-    valid = tl.minimum(K - first, block_size)
+    size = tl.minimum(K - first, block_size)
+    v_ptr += (matrix * K + first) * N
+    feature = tl.arange(0, BLOCK_N)
+    lane = tl.arange(0, WARPS * 32)
+    own = tl.reshape(lane % BLOCK_K, (1, WARPS, COPIES, BLOCK_K))
+    column = tl.reshape(tl.arange(0, BLOCK_K), (BLOCK_K, 1, 1, 1))
 
-    gram = tl.zeros((BLOCK_K, BLOCK_K), dtype=v_ptr.dtype.element_ty)
-    for start in range(0, N, BLOCK_N):
-        feature = start + tl.arange(0, BLOCK_N)
-        inside = feature < N
-        v = tl.load(
-            rows[:, None] + feature[None, :], in_block[:, None] & inside[None, :], other=0.0
-        )
-        for j in range(0, valid):
-            row = tl.load(first_row + j * N + feature, inside, other=0.0)
-            products = tl.sum(v * row[None, :], axis=1)
-            gram += tl.where(index[None, :] == j, products[:, None], 0.0)
+    t = tl.zeros((BLOCK_K, WARPS, COPIES, BLOCK_K), dtype=dtype)  # columns, then rows on lanes
+    v = load_factor(v_ptr, N, size, 1, N, BLOCK_N, BLOCK_K, WARPS, LANES_N)
+    row = tl.load(v_ptr + feature * stride_n, feature < N, other=0.0)
+    for j in range(0, size):
+        row_ptr = v_ptr + j * N
+        next_ptr = v_ptr + tl.minimum(j + 1, size - 1) * N
+        next_row = tl.load(next_ptr + feature * stride_n, feature < N, other=0.0)
+        gram = sum_over_features(row, v, WARPS, LANES_N)
+        row = next_row
+        if TILED:
+            for start in range(BLOCK_N, N, BLOCK_N):
+                inside = start + feature < N
+                rest = tl.load(row_ptr + (start + feature) * stride_n, inside, other=0.0)
+                tile = load_factor(
+                    v_ptr + start, N - start, size, 1, N, BLOCK_N, BLOCK_K, WARPS, LANES_N
+                )
+                gram += sum_over_features(rest, tile, WARPS, LANES_N)
+        # S[l, j] for l < j is gram[l]; the diagonal of S is 1/2, or 1 for a zero row.
+        above = tl.where(own < j, gram, 0.0)
+        solved = tl.sum(tl.permute(above, (3, 1, 2, 0)) * t, axis=0)[None]
+        new = tl.where(own == j, tl.where(gram > 0, 2.0, 1.0).to(dtype), -2.0 * solved)
+        t = tl.where(column == j, new, t)
 
-    # T S = I by columns; S[l, j] for l < j is gram[j, l], since gram is symmetric.
-    squared = tl.sum(tl.where(index[:, None] == index[None, :], gram, 0.0), axis=0)
-    inverse_diagonal = tl.where(squared > 0, 2.0, 1.0).to(v_ptr.dtype.element_ty)
-    t = tl.where(index[:, None] == index[None, :], inverse_diagonal[None, :], 0.0)
-    for j in range(1, valid):
-        s = tl.sum(tl.where((index[:, None] == j) & (index[None, :] < j), gram, 0.0), axis=0)
-        column = tl.sum(t * s[None, :], axis=1)
-        scale = tl.sum(tl.where(index == j, inverse_diagonal, 0.0), axis=0)
-        t = tl.where((index[None, :] == j) & (index[:, None] < j), -column[:, None] * scale, t)
-
-    cells = pid * block_size * block_size + index[:, None] * block_size + index[None, :]
-    stored = (index < block_size)[:, None] & (index < block_size)[None, :]
-    tl.store(t_ptr + cells, t, stored)
+    target = tl.arange(0, BLOCK_K * WARPS * 32) % BLOCK_K
+    source = tl.arange(0, BLOCK_K * WARPS * 32) // (WARPS * 32)
+    is_first = tl.arange(0, BLOCK_K * WARPS * 32) % (WARPS * 32) < BLOCK_K
+    t_ptr += pid * block_size * block_size
+    stored = is_first & (target < block_size) & (source < block_size)
+    t = tl.reshape(t, (BLOCK_K * WARPS * 32,))
+    t = tl.where((source >= size) & (target == source), 1.0, t)
+    tl.store(t_ptr + target * block_size + source * stride_n, t, stored)
 
 
 @triton.jit
+def _load_t_factor(
+    t_ptr,
+    block_size,
+    stride_n,
+    TRANSPOSE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """T (in, warp, copies, out), each warp all of it; transposed for x ↦ x Q."""
+    cell = tl.arange(0, BLOCK_K * WARPS * 32)
+    source, target = cell // (WARPS * 32), cell % BLOCK_K
+    row, column = (source, target) if TRANSPOSE else (target, source)
+    mask = (row < block_size) & (column < block_size)
+    t = tl.load(t_ptr + row * block_size + column * stride_n, mask, other=0.0)
+    return tl.reshape(t, (1, BLOCK_K, WARPS, 32 // BLOCK_K, BLOCK_K))
+
+
+@triton.jit
+def _coefficients(products, t):
+    """T (V x), from V x as ``sum_over_features`` leaves it, in the same layout."""
+    return tl.sum(tl.permute(products, (0, 3, 1, 2))[:, :, :, :, None] * t, axis=1)
+
+
+@triton.jit
+def _store_coefficients(
+    d_ptr, d, first_row, first, ROWS, K, block_size, stride_n, WARPS: tl.constexpr
+):
+    BLOCK_ROWS: tl.constexpr = d.shape[0]
+    BLOCK_K: tl.constexpr = d.shape[3]
+    cell = tl.arange(0, BLOCK_ROWS * WARPS * 32)
+    row, index = first_row + cell // (WARPS * 32), cell % BLOCK_K
+    mask = (cell % (WARPS * 32) < BLOCK_K) & (row < ROWS)
+    mask = mask & (index < block_size) & (first + index < K)
+    d = tl.reshape(d, (BLOCK_ROWS * WARPS * 32,))
+    tl.store(d_ptr + row.to(tl.int64) * K + first + index * stride_n, d, mask)
+
+
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def apply_resident_kernel(
     x_ptr,
     v_ptr,
@@ -86,50 +140,57 @@ def apply_resident_kernel(
     N,
     num_blocks,
     block_size,
+    stride_n,
     TRANSPOSE: tl.constexpr,
     STORE_COEFFICIENTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES_N: tl.constexpr,
+    EVEN_N: tl.constexpr,
 ):
     """One program owns BLOCK_ROWS vectors of one matrix and keeps them in registers throughout."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
     tiles = tl.cdiv(ROWS, BLOCK_ROWS)
     pid = tl.program_id(0).to(tl.int64)
     matrix = pid // tiles
-    row = (pid % tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    feature = tl.arange(0, BLOCK_N)
-    index = tl.arange(0, BLOCK_K)
-    cells = (matrix * ROWS + row)[:, None] * N + feature[None, :]
-    mask = (row < ROWS)[:, None] & (feature < N)[None, :]
+    first_row = ((pid % tiles) * BLOCK_ROWS).to(tl.int32)
+    row = first_row + tl.arange(0, BLOCK_ROWS * BLOCK_N) // BLOCK_N
+    feature = tl.arange(0, BLOCK_ROWS * BLOCK_N) % BLOCK_N
+    cells = (matrix * ROWS + row) * N + feature * stride_n
+    mask = (row < ROWS) & (feature < N)
     x = tl.load(x_ptr + cells, mask, other=0.0).to(dtype)
+    v_ptr += matrix * K * N
+    t_ptr += matrix * num_blocks * block_size * block_size
+    coefficient_ptr += matrix * ROWS * K
 
-    for step in range(0, num_blocks):
-        block = step if TRANSPOSE else num_blocks - 1 - step
-        first = block * block_size
-        in_block = (index < block_size) & (first + index < K)
-        v_cells = (matrix * K + first + index)[:, None] * N + feature[None, :]
-        v = tl.load(v_ptr + v_cells, in_block[:, None] & (feature < N)[None, :], other=0.0)
-        # Tᵀ is what turns x Vᵀ into coefficients of rows for Q, T for Qᵀ; t is indexed (out, in).
-        if TRANSPOSE:
-            t_cells = index[None, :] * block_size + index[:, None]
-        else:
-            t_cells = index[:, None] * block_size + index[None, :]
-        t_start = (matrix * num_blocks + block) * block_size * block_size
-        t = tl.load(t_ptr + t_start + t_cells, in_block[:, None] & in_block[None, :], other=0.0)
-
-        products = tl.sum(x[:, None, :] * v[None, :, :], axis=2)  # (BLOCK_ROWS, BLOCK_K)
-        coefficients = tl.sum(products[:, None, :] * t[None, :, :], axis=2)
-        x -= tl.sum(coefficients[:, :, None] * v[None, :, :], axis=1)
+    first = (0 if TRANSPOSE else num_blocks - 1) * block_size
+    size = tl.minimum(K - first, block_size)
+    block_ptr = v_ptr + first.to(tl.int64) * N
+    v = load_factor(block_ptr, N, size, 1, N, BLOCK_N, BLOCK_K, WARPS, LANES_N, EVEN_N)
+    for _ in range(0, num_blocks):
+        t_block = t_ptr + first.to(tl.int64) * block_size
+        t = _load_t_factor(t_block, block_size, stride_n, TRANSPOSE, BLOCK_K, WARPS)
+        # The next block of reflectors is fetched while this one is applied.
+        next_first = first + (block_size if TRANSPOSE else -block_size)
+        next_size = tl.where(next_first >= 0, tl.minimum(K - next_first, block_size), 0)
+        block_ptr = v_ptr + next_first.to(tl.int64) * N
+        next_v = load_factor(
+            block_ptr, N, next_size, 1, N, BLOCK_N, BLOCK_K, WARPS, LANES_N, EVEN_N
+        )
+        d = _coefficients(sum_over_features(x, v, WARPS, LANES_N), t)
+        x -= sum_over_ranks(d, v, WARPS, LANES_N)
         if STORE_COEFFICIENTS:
-            d_cells = (matrix * ROWS + row)[:, None] * K + (first + index)[None, :]
-            d_mask = (row < ROWS)[:, None] & in_block[None, :]
-            tl.store(coefficient_ptr + d_cells, coefficients, d_mask)
+            _store_coefficients(
+                coefficient_ptr, d, first_row, first, ROWS, K, block_size, stride_n, WARPS
+            )
+        v, first = next_v, next_first
 
     tl.store(y_ptr + cells, x, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def apply_tiled_kernel(
     y_ptr,
     v_ptr,
@@ -140,56 +201,55 @@ def apply_tiled_kernel(
     N,
     num_blocks,
     block_size,
+    stride_n,
     TRANSPOSE: tl.constexpr,
     STORE_COEFFICIENTS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WARPS: tl.constexpr,
+    LANES_N: tl.constexpr,
 ):
     """One program owns BLOCK_ROWS vectors of any length and updates them in place, tile by tile."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
     tiles = tl.cdiv(ROWS, BLOCK_ROWS)
     pid = tl.program_id(0).to(tl.int64)
     matrix = pid // tiles
-    row = (pid % tiles) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    index = tl.arange(0, BLOCK_K)
-    y_rows = y_ptr + (matrix * ROWS + row) * N
+    first_row = ((pid % tiles) * BLOCK_ROWS).to(tl.int32)
+    row = first_row + tl.arange(0, BLOCK_ROWS * BLOCK_N) // BLOCK_N
+    feature = tl.arange(0, BLOCK_ROWS * BLOCK_N) % BLOCK_N
+    cells = (matrix * ROWS + row) * N + feature * stride_n
+    v_ptr += matrix * K * N
+    t_ptr += matrix * num_blocks * block_size * block_size
+    coefficient_ptr += matrix * ROWS * K
 
     for step in range(0, num_blocks):
-        block = step if TRANSPOSE else num_blocks - 1 - step
-        first = block * block_size
-        in_block = (index < block_size) & (first + index < K)
-        v_rows = v_ptr + (matrix * K + first + index) * N
-        if TRANSPOSE:
-            t_cells = index[None, :] * block_size + index[:, None]
-        else:
-            t_cells = index[:, None] * block_size + index[None, :]
-        t_start = (matrix * num_blocks + block) * block_size * block_size
-        t = tl.load(t_ptr + t_start + t_cells, in_block[:, None] & in_block[None, :], other=0.0)
-
-        products = tl.zeros((BLOCK_ROWS, BLOCK_K), dtype=dtype)
+        first = (step if TRANSPOSE else num_blocks - 1 - step) * block_size
+        size = tl.minimum(K - first, block_size)
+        block_ptr = v_ptr + first.to(tl.int64) * N
+        t_block = t_ptr + first.to(tl.int64) * block_size
+        t = _load_t_factor(t_block, block_size, stride_n, TRANSPOSE, BLOCK_K, WARPS)
+        products = tl.zeros((BLOCK_ROWS, WARPS, 32 // BLOCK_K, BLOCK_K), dtype=dtype)
         for start in range(0, N, BLOCK_N):
-            feature = start + tl.arange(0, BLOCK_N)
-            inside = (feature < N)[None, :]
-            y = tl.load(
-                y_rows[:, None] + feature[None, :], (row < ROWS)[:, None] & inside, other=0.0
+            mask = (row < ROWS) & (start + feature < N)
+            y = tl.load(y_ptr + cells + start * stride_n, mask, other=0.0)
+            tile_ptr = block_ptr + start * stride_n
+            v = load_factor(tile_ptr, N - start, size, 1, N, BLOCK_N, BLOCK_K, WARPS, LANES_N)
+            products += sum_over_features(y, v, WARPS, LANES_N)
+        d = _coefficients(products, t)
+        for start in range(0, N, BLOCK_N):
+            mask = (row < ROWS) & (start + feature < N)
+            y = tl.load(y_ptr + cells + start * stride_n, mask, other=0.0)
+            tile_ptr = block_ptr + start * stride_n
+            v = load_factor(tile_ptr, N - start, size, 1, N, BLOCK_N, BLOCK_K, WARPS, LANES_N)
+            tl.store(
+                y_ptr + cells + start * stride_n, y - sum_over_ranks(d, v, WARPS, LANES_N), mask
             )
-            v = tl.load(v_rows[:, None] + feature[None, :], in_block[:, None] & inside, other=0.0)
-            products += tl.sum(y[:, None, :] * v[None, :, :], axis=2)
-        coefficients = tl.sum(products[:, None, :] * t[None, :, :], axis=2)
-        for start in range(0, N, BLOCK_N):
-            feature = start + tl.arange(0, BLOCK_N)
-            inside = (feature < N)[None, :]
-            mask = (row < ROWS)[:, None] & inside
-            y = tl.load(y_rows[:, None] + feature[None, :], mask, other=0.0)
-            v = tl.load(v_rows[:, None] + feature[None, :], in_block[:, None] & inside, other=0.0)
-            y -= tl.sum(coefficients[:, :, None] * v[None, :, :], axis=1)
-            tl.store(y_rows[:, None] + feature[None, :], y, mask)
         if STORE_COEFFICIENTS:
-            d_cells = (matrix * ROWS + row)[:, None] * K + (first + index)[None, :]
-            d_mask = (row < ROWS)[:, None] & in_block[None, :]
-            tl.store(coefficient_ptr + d_cells, coefficients, d_mask)
-        # The next block reads through other threads what this one wrote to global memory.
+            _store_coefficients(
+                coefficient_ptr, d, first_row, first, ROWS, K, block_size, stride_n, WARPS
+            )
+        # The next block may read through other threads what this one wrote to global memory.
         tl.debug_barrier()
 
 
@@ -203,13 +263,16 @@ def t_factor_fwd(unit_reflectors: Tensor, block_size: int) -> Tensor:
     num_blocks = triton.cdiv(k, block_size)
     t_factors = unit_reflectors.new_empty(m, num_blocks, block_size, block_size)
     if t_factors.numel():
-        block_k, block_n, num_warps = t_factor_config(n, block_size, unit_reflectors.dtype)
+        config = t_factor_config(n, block_size, unit_reflectors.dtype)
         with on_device(unit_reflectors):
             t_factor_fwd_kernel[(m * num_blocks,)](
-                *(unit_reflectors, t_factors, k, n, num_blocks, block_size),
-                BLOCK_K=block_k,
-                BLOCK_N=block_n,
-                num_warps=num_warps,
+                *(unit_reflectors, t_factors, k, n, num_blocks, block_size, 1),
+                BLOCK_K=config.block_k,
+                BLOCK_N=config.block_n,
+                WARPS=config.num_warps,
+                LANES_N=config.lanes_n,
+                TILED=config.block_n < n,
+                num_warps=config.num_warps,
             )
     return t_factors
 
@@ -262,15 +325,19 @@ def _apply(
         return x.clone(), coefficients
     config = apply_config(n, block_size, m * num_rows, dtype)
     grid = (m * triton.cdiv(num_rows, config.block_rows),)
-    sizes = (num_rows, k, n, num_blocks, block_size)
+    sizes = (num_rows, k, n, num_blocks, block_size, 1)
     options = {
         "TRANSPOSE": transpose,
         "STORE_COEFFICIENTS": store_coefficients,
         "BLOCK_ROWS": config.block_rows,
         "BLOCK_K": config.block_k,
         "BLOCK_N": config.block_n,
+        "WARPS": config.num_warps,
+        "LANES_N": config.lanes_n,
         "num_warps": config.num_warps,
     }
+    if config.resident:
+        options["EVEN_N"] = n == config.block_n
     with on_device(x):
         if config.resident:
             y = torch.empty_like(x)

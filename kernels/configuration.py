@@ -14,13 +14,14 @@ from spectral_triton.kernels._launch import arithmetic_dtype
 
 
 class ApplyConfig(NamedTuple):
-    """How a tile of vectors is processed; ``resident`` keeps it in registers throughout."""
+    """Blocks of vectors, reflectors and features; ``resident``: vectors stay in registers."""
 
     resident: bool
     block_rows: int
     block_k: int
     block_n: int
     num_warps: int
+    lanes_n: int = 8
 
 
 class RecurrenceConfig(NamedTuple):
@@ -41,47 +42,50 @@ class RecurrenceConfig(NamedTuple):
 
 _F32, _F64 = torch.float32, torch.float64
 
-# A block of reflectors V_j and the tile of vectors live in registers together: 64 KiB and 16 KiB of
-# the 256 KiB an SM has, which leaves room for the products.
-_RESIDENT_BYTES = 64 * 1024
-_TILE_BYTES = 16 * 1024
+# A block of reflectors and the next one live in registers together with the vectors: 64 KiB each
+# of the 256 KiB an SM has, which leaves room for the products.
+_BLOCK_BYTES = 64 * 1024
 _TARGET_PROGRAMS = 128  # about one program per SM of a large GPU
+MAX_BLOCK_SIZE = 32  # the lanes of a warp, which hold the coefficients of a block
 
 
-def preferred_block_size(n: int, k: int, dtype: torch.dtype) -> int:
-    """Reflectors per block: as many as stay in registers with n features, at most 32."""
-    fitting = _RESIDENT_BYTES // (feature_block(n) * arithmetic_dtype(dtype).itemsize)
-    return max(1, min(32, fitting if fitting >= 4 else 16, triton.next_power_of_2(max(k, 1))))
+def preferred_block_size(n: int, k: int, dtype: torch.dtype, num_rows: int = 1) -> int:
+    """Reflectors per block: as many as stay in registers with n features, at most 32.
+
+    Half of that for many vectors (``num_rows`` in all), which then share the other half.
+    """
+    block_bytes = _BLOCK_BYTES // (2 if num_rows > 2 * _TARGET_PROGRAMS else 1)
+    fitting = block_bytes // (feature_block(n) * arithmetic_dtype(dtype).itemsize)
+    fitting = min(MAX_BLOCK_SIZE, fitting if fitting >= 4 else 16)
+    return min(fitting, max(4, triton.next_power_of_2(k)))
 
 
 def apply_config(n: int, block_size: int, num_rows: int, dtype: torch.dtype) -> ApplyConfig:
     """For ``num_rows`` vectors in all, over every matrix of the batch."""
+    shape = t_factor_config(n, block_size, dtype)
     itemsize = arithmetic_dtype(dtype).itemsize
-    block_k, block_n = triton.next_power_of_2(block_size), feature_block(n)
-    resident = block_k * block_n * itemsize <= _RESIDENT_BYTES
-    if not resident:
-        block_n = max(32, min(block_n, _RESIDENT_BYTES // (block_k * itemsize * 2)))
-    rows_that_fit = max(1, min(8, _TILE_BYTES // (block_n * itemsize)))
-    rows_that_fill = triton.next_power_of_2(max(1, num_rows // _TARGET_PROGRAMS))
-    elements = block_k * block_n * itemsize // 4
-    return ApplyConfig(
-        resident=resident,
+    registers = shape.block_k * shape.block_n * itemsize // (128 * shape.num_warps)
+    rows_that_fit = 4 if registers <= 32 and shape.block_n <= 1024 else 8 // itemsize
+    rows_that_fill = triton.next_power_of_2(triton.cdiv(max(1, num_rows), _TARGET_PROGRAMS))
+    return shape._replace(
+        resident=feature_block(n) == shape.block_n,
         block_rows=min(rows_that_fit, rows_that_fill),
-        block_k=block_k,
-        block_n=block_n,
-        num_warps=max(1, min(8, elements // 1024)),
     )
 
 
-def t_factor_config(n: int, block_size: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """(BLOCK_K, BLOCK_N, warps) of the kernel that builds T."""
-    block_k = triton.next_power_of_2(block_size)
-    block_n = min(feature_block(n), max(32, _RESIDENT_BYTES // (block_k * dtype.itemsize)))
-    return block_k, block_n, max(1, min(4, block_k * block_n // 2048))
+def t_factor_config(n: int, block_size: int, dtype: torch.dtype) -> ApplyConfig:
+    """For the kernel that builds T, one block of reflectors per program."""
+    if block_size > MAX_BLOCK_SIZE:
+        raise ValueError(f"blocks hold at most {MAX_BLOCK_SIZE} reflectors, got {block_size}")
+    itemsize = arithmetic_dtype(dtype).itemsize
+    block_k = max(4, triton.next_power_of_2(block_size))
+    block_n = min(feature_block(n), _BLOCK_BYTES // (block_k * itemsize))
+    num_warps = 16 if block_n >= 2048 else min(8, block_n // 32)
+    return ApplyConfig(True, 1, block_k, block_n, num_warps)
 
 
 def feature_block(n: int) -> int:
-    return max(16, triton.next_power_of_2(n))
+    return max(64, triton.next_power_of_2(n))
 
 
 def folded_unserved(n: int, r: int, dtype: torch.dtype) -> str | None:
@@ -93,7 +97,7 @@ def folded_unserved(n: int, r: int, dtype: torch.dtype) -> str | None:
 
 def dense_unserved(n: int, dtype: torch.dtype) -> str | None:
     """Why the dense recurrence has no kernel for these sizes, or None."""
-    if (dtype, _recurrence_block(n)) in DENSE:
+    if (dtype, feature_block(n)) in DENSE:
         return None
     largest = max(block for entry, block in DENSE if entry == dtype)
     return f"W of shape ({n}, {n}) in {dtype} exceeds the registers (n <= {largest})"
@@ -108,7 +112,7 @@ def folded_config(n: int, r: int, dtype: torch.dtype, batch: int) -> RecurrenceC
 def dense_config(n: int, dtype: torch.dtype, batch: int) -> RecurrenceConfig:
     if reason := dense_unserved(n, dtype):
         raise ValueError(reason)
-    return _paired(DENSE[dtype, _recurrence_block(n)], batch)
+    return _paired(DENSE[dtype, feature_block(n)], batch)
 
 
 def _paired(config: RecurrenceConfig, batch: int) -> RecurrenceConfig:
@@ -145,7 +149,7 @@ def _folded_sizes(dtype: torch.dtype) -> str:
 
 
 def _folded_key(n: int, r: int) -> tuple[int, int]:
-    return _recurrence_block(n), max(16, triton.next_power_of_2(max(r, 1)))
+    return feature_block(n), max(16, triton.next_power_of_2(max(r, 1)))
 
 
 def _recurrence_block(n: int) -> int:

@@ -7,17 +7,6 @@ shared memory at each step), and the next step's input is fetched before the cur
 
 The gradient with respect to z_t = W h_{t-1} + x_t follows the same recurrence backwards with Wᵀ;
 gradients of the weights are GEMMs over all steps and belong to the caller.
-
-Note [Layouts]
-    Triton chooses which thread holds what, and on this the cost of a sum depends. In a one-
-    dimensional tensor loaded element by element, it is the same in every version: cell e belongs to
-    lane e % 32 of warp (e // 32) % WARPS, and what is left of e counts registers. So weights and
-    states are loaded flat, in an order of cells that puts each weight where its sums are cheap, and
-    only reshaped afterwards. States and inputs hold 32 neighboring features in a warp. P and Q are
-    split over LANES_N lanes along features and 32 / LANES_N along ranks, which balances the
-    shuffles of both sums; a warp owns the same features in states, P and Q, so that only the sums
-    over all features cross warps: one exchange through shared memory per step. A dense W needs
-    one exchange too, of the states.
 """
 
 from __future__ import annotations
@@ -26,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from spectral_triton.kernels._launch import on_device, require_contiguous
+from spectral_triton.kernels._low_rank import load_factor, sum_over_features, sum_over_ranks
 from spectral_triton.kernels.configuration import RecurrenceConfig, dense_config, folded_config
 from torch import Tensor
 
@@ -94,7 +84,8 @@ def _add_product(
     if DENSE:
         return z + _multiply_dense(h, p, WARPS, LANES_N)
     else:
-        return z + scale * h - _multiply_low_rank(h, p, q, WARPS, LANES_N)
+        inner = sum_over_features(h, q, WARPS, LANES_N)
+        return z + scale * h - sum_over_ranks(inner, p, WARPS, LANES_N)
 
 
 @triton.jit
@@ -107,40 +98,6 @@ def _multiply_dense(h, weight, WARPS: tl.constexpr, LANES_N: tl.constexpr):
     z = tl.sum(columns[:, None, :, None, None, :] * weight[None], axis=2)
     z = tl.permute(tl.sum(z, axis=4), (0, 2, 1, 3))  # (BLOCK_B, warp, rows, lane)
     return tl.reshape(z, (BLOCK_B * BLOCK_N,))
-
-
-@triton.jit
-def _multiply_low_rank(h, p, q, WARPS: tl.constexpr, LANES_N: tl.constexpr):
-    """P (Qᵀ h), with p and q (ranks, features, warp, lane over features, lane over ranks)."""
-    RANKS: tl.constexpr = q.shape[0]
-    FEATURES: tl.constexpr = q.shape[1]
-    LANES_R: tl.constexpr = 32 // LANES_N
-    BLOCK_B: tl.constexpr = h.shape[0] // (FEATURES * WARPS * LANES_N)
-    OWN: tl.constexpr = 32 // LANES_N  # of each run of 32 features, those of one thread
-    RUNS: tl.constexpr = FEATURES // OWN
-
-    own = tl.permute(tl.reshape(h, (BLOCK_B, RUNS, WARPS, OWN, LANES_N)), (0, 1, 3, 2, 4))
-    own = tl.reshape(own, (BLOCK_B, FEATURES, WARPS, LANES_N))
-    inner = tl.sum(own[:, None, :, :, :, None] * q[None], axis=2)
-    inner = tl.sum(inner, axis=3)  # (BLOCK_B, RANKS, WARPS, LANES_R)
-
-    # Every warp adds up all warps' shares by itself: one exchange through shared memory. The
-    # broadcast dimensions only say where the sums are wanted: in each warp, on all 32 lanes.
-    RANK_LANES: tl.constexpr = min(32, RANKS * LANES_R)
-    REST: tl.constexpr = RANKS * LANES_R // RANK_LANES
-    COPIES: tl.constexpr = 32 // RANK_LANES
-    inner = tl.reshape(tl.permute(inner, (2, 0, 1, 3)), (WARPS, BLOCK_B * REST, 1, 1, RANK_LANES))
-    inner = tl.broadcast_to(inner, (WARPS, BLOCK_B * REST, WARPS, COPIES, RANK_LANES))
-    inner = tl.reshape(
-        tl.sum(inner, axis=0), (BLOCK_B, REST, WARPS, COPIES, RANK_LANES // LANES_R, LANES_R)
-    )
-    inner = tl.reshape(
-        tl.permute(inner, (0, 1, 4, 2, 3, 5)), (BLOCK_B, RANKS, 1, WARPS, COPIES, 1, LANES_R)
-    )
-    p = tl.reshape(p, (1, RANKS, FEATURES, WARPS, COPIES, LANES_N // COPIES, LANES_R))
-    z = tl.sum(tl.sum(inner * p, axis=1), axis=5)
-    z = tl.permute(tl.reshape(z, (BLOCK_B, RUNS, OWN, WARPS, LANES_N)), (0, 1, 3, 2, 4))
-    return tl.reshape(z, h.shape)
 
 
 @triton.jit
@@ -192,32 +149,6 @@ def _load_dense(
     return tl.reshape(weight, (32 // LANES_N, COLUMNS, WARPS, LANES_N, IN_LANES))
 
 
-@triton.jit
-def _load_low_rank(
-    p_ptr,
-    N,
-    R,
-    stride_pn,
-    stride_pr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    WARPS: tl.constexpr,
-    LANES_N: tl.constexpr,
-):
-    """P or Q in the order of Note [Layouts]: (ranks, features, warp, lane, lane)."""
-    LANES_R: tl.constexpr = 32 // LANES_N
-    OWN: tl.constexpr = 32 // LANES_N
-    FEATURES: tl.constexpr = BLOCK_N // (WARPS * LANES_N)
-    cell = tl.arange(0, BLOCK_N * BLOCK_R)
-    own = cell // (32 * WARPS) % FEATURES
-    feature = own // OWN * (32 * WARPS) + (cell // 32) % WARPS * 32
-    feature += own % OWN * LANES_N + (cell // LANES_R) % LANES_N
-    rank = cell // (32 * WARPS * FEATURES) * LANES_R + cell % LANES_R
-    mask = (feature < N) & (rank < R)
-    p = tl.load(p_ptr + feature * stride_pn + rank * stride_pr, mask, other=0.0)
-    return tl.reshape(p, (BLOCK_R // LANES_R, FEATURES, WARPS, LANES_N, LANES_R))
-
-
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
 def recurrence_fwd_kernel(
     x_ptr,
@@ -258,8 +189,8 @@ def recurrence_fwd_kernel(
         p = _load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
     else:
         scale = tl.load(scale_ptr + column, inside, other=0.0)
-        p = _load_low_rank(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
-        q = _load_low_rank(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+        p = load_factor(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+        q = load_factor(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
     bias = 0.0
     if NONLINEARITY == "modrelu":
         bias = tl.load(bias_ptr + column, inside, other=0.0).to(dtype)
@@ -338,8 +269,8 @@ def recurrence_bwd_kernel(
         p = _load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
     else:
         scale = tl.load(scale_ptr + column, inside, other=0.0)
-        p = _load_low_rank(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
-        q = _load_low_rank(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+        p = load_factor(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+        q = load_factor(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
     state_cells = sequence.to(tl.int64) * N + column
     dh = tl.zeros((BLOCK_B * BLOCK_N,), dtype=dtype)
 
