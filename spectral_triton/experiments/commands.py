@@ -99,9 +99,11 @@ def train(
     ] = None,
     nonlinearity: Annotated[
         str | None,
-        typer.Option(
-            help="tanh, relu, leaky_relu or identity (spectral models); tanh, relu (rnn)."
-        ),
+        typer.Option(help="tanh, relu; for spectral models also leaky_relu, identity, modrelu."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Start of W: identity, haar, henaff or cayley (spectral models)."),
     ] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of units dropped.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
@@ -173,6 +175,7 @@ def train(
         layers=layers,
         margin=margin,
         nonlinearity=nonlinearity,
+        init=init,
         dropout=dropout,
         steps=steps,
         epochs=epochs,

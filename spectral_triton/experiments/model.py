@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,12 +19,14 @@ SETTINGS_OF_SOME = {
     "num_reflectors": SPECTRAL_MODELS,
     "margin": ("spectral",),
     "nonlinearity": (*SPECTRAL_MODELS, "rnn"),
+    "init": SPECTRAL_MODELS,
     "reflector_rate": SPECTRAL_MODELS,
     "sigma_rate": ("spectral",),
 }
 """Settings that only these models have a use for."""
 
-NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity")
+NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
+INITIALIZERS = ("identity", "haar", "henaff", "cayley")
 IRNN_INPUT_SCALE = 1e-3
 
 State = Tensor | tuple[Tensor, Tensor] | None
@@ -86,6 +87,8 @@ def check_settings(name: str, settings: Settings) -> None:
     """
     if name == "spectral" and settings.margin == 0:
         raise UsageError("margin 0 leaves nothing to learn: use --model orthogonal")
+    if name in SPECTRAL_MODELS and settings.init not in INITIALIZERS:
+        raise UsageError(f"init must be one of {', '.join(INITIALIZERS)}, not {settings.init!r}")
     known = {"rnn": ("tanh", "relu"), "spectral": NONLINEARITIES, "orthogonal": NONLINEARITIES}
     if name in known and settings.nonlinearity not in known[name]:
         raise UsageError(
@@ -152,6 +155,7 @@ def _build_spectral(
         nonlinearity=settings.nonlinearity,
         num_reflectors=settings.num_reflectors,
         spectrum=spectrum,
+        init=settings.init,
         **common,
     )
 
@@ -192,7 +196,10 @@ def detach_state(state: State) -> State:
 
 
 def lipschitz_bound(name: str, settings: Settings) -> float | None:
-    """What one step can stretch a gradient by at most, for one layer of a spectral model."""
-    if settings.layers != 1 or not math.isfinite(settings.margin):
+    """What one step can stretch a gradient by at most, for one layer of a spectral model.
+
+    None for modrelu, whose slope has no bound where its bias is positive.
+    """
+    if settings.layers != 1 or settings.nonlinearity == "modrelu":
         return None
     return {"spectral": 1.0 + settings.margin, "orthogonal": 1.0}.get(name)

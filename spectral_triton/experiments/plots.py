@@ -50,7 +50,7 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(3, len(handles)),
+        ncols=len(handles) if len(handles) < 4 else 2,
         frameon=False,
         fontsize=9,
     )

@@ -19,6 +19,7 @@ class Settings:
     num_reflectors: tuple[int, int] | None = (16, 16)
     margin: float = 0.01
     nonlinearity: str = "relu"
+    init: str = "identity"
     dropout: float = 0.0
     steps: int | None = None
     epochs: int | None = None

@@ -55,6 +55,7 @@ def test_dictionary_is_flat_json_of_what_the_model_uses():
         "num_reflectors",
         "margin",
         "nonlinearity",
+        "init",
         "reflector_rate",
         "sigma_rate",
     }

@@ -79,7 +79,7 @@ def test_gates_that_keep_the_state_begin_open(name):
 
 @pytest.mark.parametrize("name", ["spectral", "orthogonal"])
 def test_singular_values_are_those_of_the_transition(name):
-    model = make(name, nonlinearity="identity", margin=0.3)
+    model = make(name, nonlinearity="identity", margin=0.3, init="haar")
     for name_, parameter in model.encoder.named_parameters():
         if name_.endswith("raw_singular_values"):
             nn.init.normal_(parameter)
@@ -124,6 +124,7 @@ def test_dropout_acts_in_training_only():
             "nonlinearity of rnn must be one of tanh, relu, not 'leaky_relu'",
         ),
         ("spectral", {"nonlinearity": "sine"}, "nonlinearity of spectral must be one of .*'sine'"),
+        ("orthogonal", {"init": "zeros"}, "init must be one of identity, .*'zeros'"),
         ("spectral", {"margin": 0.0}, "margin 0 leaves nothing to learn"),
     ],
 )
@@ -146,4 +147,5 @@ def test_lipschitz_bound():
     assert lipschitz_bound("spectral", settings) == 1.05
     assert lipschitz_bound("orthogonal", settings) == 1.0
     assert lipschitz_bound("lstm", settings) is None
+    assert lipschitz_bound("spectral", Settings(steps=1, nonlinearity="modrelu")) is None
     assert lipschitz_bound("spectral", Settings(steps=1, layers=2)) is None
