@@ -14,8 +14,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from spectral_triton.kernels._activation import activate, activate_bwd
+from spectral_triton.kernels._dense import load_dense, multiply_dense
 from spectral_triton.kernels._launch import on_device, require_contiguous
 from spectral_triton.kernels._low_rank import load_factor, sum_over_features, sum_over_ranks
+from spectral_triton.kernels._sequence import count_steps, step_rows
 from spectral_triton.kernels.configuration import RecurrenceConfig, dense_config, folded_config
 from torch import Tensor
 
@@ -24,129 +27,15 @@ _RUNTIME_SIZES = ("T", "B", "N", "R", "stride_pn", "stride_pr", "stride_xn")
 
 
 @triton.jit
-def _tanh(z):
-    """tanh from exp; below 1/4 by its series, where 1 - exp(-2|z|) loses digits."""
-    e = tl.exp(-2.0 * tl.abs(z))
-    far = (1.0 - e) / (1.0 + e)
-    far = tl.where(z < 0, -far, far)
-    s = z * z
-    if z.dtype == tl.float64:
-        near = s * (18888466084.0 / 194896477400625.0) - 443861162.0 / 1856156927625.0
-        near = near * s + 6404582.0 / 10854718875.0
-        near = near * s - 929569.0 / 638512875.0
-        near = near * s + 21844.0 / 6081075.0
-        near = near * s - 1382.0 / 155925.0
-    else:
-        near = s * 0.0 - 1382.0 / 155925.0
-    near = near * s + 62.0 / 2835.0
-    near = near * s - 17.0 / 315.0
-    near = near * s + 2.0 / 15.0
-    near = near * s - 1.0 / 3.0
-    near = near * s * z + z
-    return tl.where(s < 0.0625, near, far)
-
-
-@triton.jit
-def _activate(z, bias, NONLINEARITY: tl.constexpr, SLOPE: tl.constexpr):
-    if NONLINEARITY == "tanh":
-        return _tanh(z)
-    elif NONLINEARITY == "relu":
-        return tl.where(z > 0, z, 0.0)
-    elif NONLINEARITY == "leaky_relu":
-        return tl.where(z > 0, z, z * SLOPE)
-    elif NONLINEARITY == "modrelu":
-        length = tl.abs(z) + bias
-        return tl.where((length > 0) & (z != 0), tl.where(z > 0, length, -length), 0.0)
-    else:
-        return z
-
-
-@triton.jit
-def _activate_bwd(dy, y, NONLINEARITY: tl.constexpr, SLOPE: tl.constexpr):
-    """φ'(z) dy from y = φ(z) alone; each φ here allows it."""
-    if NONLINEARITY == "tanh":
-        return dy * (1.0 - y * y)
-    elif NONLINEARITY == "relu":
-        return tl.where(y > 0, dy, 0.0)
-    elif NONLINEARITY == "leaky_relu":
-        return tl.where(y > 0, dy, dy * SLOPE)
-    elif NONLINEARITY == "modrelu":
-        return tl.where(y != 0, dy, 0.0)
-    else:
-        return dy
-
-
-@triton.jit
 def _add_product(
     z, h, scale, p, q, DENSE: tl.constexpr, WARPS: tl.constexpr, LANES_N: tl.constexpr
 ):
     """z + W h for flat states h (BLOCK_B BLOCK_N); see Note [Layouts]."""
     if DENSE:
-        return z + _multiply_dense(h, p, WARPS, LANES_N)
+        return z + multiply_dense(h, p, WARPS, LANES_N)
     else:
         inner = sum_over_features(h, q, WARPS, LANES_N)
         return z + scale * h - sum_over_ranks(inner, p, WARPS, LANES_N)
-
-
-@triton.jit
-def _multiply_dense(h, weight, WARPS: tl.constexpr, LANES_N: tl.constexpr):
-    """Every warp reads all of h and owns 32 rows of W: (rows, columns, warp, lane, lane)."""
-    IN_LANES: tl.constexpr = 32 // LANES_N
-    BLOCK_N: tl.constexpr = 32 * WARPS
-    BLOCK_B: tl.constexpr = h.shape[0] // BLOCK_N
-    columns = tl.permute(tl.reshape(h, (BLOCK_B, IN_LANES, BLOCK_N // IN_LANES)), (0, 2, 1))
-    z = tl.sum(columns[:, None, :, None, None, :] * weight[None], axis=2)
-    z = tl.permute(tl.sum(z, axis=4), (0, 2, 1, 3))  # (BLOCK_B, warp, rows, lane)
-    return tl.reshape(z, (BLOCK_B * BLOCK_N,))
-
-
-@triton.jit
-def _step_rows(offsets_ptr, step, last, B, PACKED: tl.constexpr):
-    """First row and number of rows of a step; steps out of range repeat the nearest one."""
-    step = tl.minimum(tl.maximum(step, 0), last)
-    if PACKED:
-        start = tl.load(offsets_ptr + step).to(tl.int64)
-        size = (tl.load(offsets_ptr + step + 1).to(tl.int64) - start).to(tl.int32)
-    else:
-        start = step.to(tl.int64) * B
-        size = B
-    return start, size
-
-
-@triton.jit
-def _count_steps(offsets_ptr, T, sequence, PACKED: tl.constexpr):
-    """Steps of one sequence: those with more rows than its index."""
-    steps = T
-    if PACKED:
-        steps = T * 0
-        for start in range(0, T, 128):
-            t = start + tl.arange(0, 128)
-            low = tl.load(offsets_ptr + t, t < T, other=0)
-            high = tl.load(offsets_ptr + t + 1, t < T, other=0)
-            steps += tl.sum(((high - low) > sequence).to(tl.int32), axis=0)
-    return steps
-
-
-@triton.jit
-def _load_dense(
-    p_ptr,
-    N,
-    stride_pn,
-    stride_pr,
-    BLOCK_N: tl.constexpr,
-    WARPS: tl.constexpr,
-    LANES_N: tl.constexpr,
-):
-    """The dense weight in the order of Note [Layouts]: (rows, columns, warp, lane, lane)."""
-    IN_LANES: tl.constexpr = 32 // LANES_N
-    COLUMNS: tl.constexpr = BLOCK_N // IN_LANES
-    cell = tl.arange(0, BLOCK_N * BLOCK_N)
-    row = (cell // 32) % WARPS * 32 + cell // (32 * WARPS * COLUMNS) * LANES_N
-    row += (cell // IN_LANES) % LANES_N
-    column = cell % IN_LANES * COLUMNS + cell // (32 * WARPS) % COLUMNS
-    mask = (row < N) & (column < N)
-    weight = tl.load(p_ptr + row * stride_pn + column * stride_pr, mask, other=0.0)
-    return tl.reshape(weight, (32 // LANES_N, COLUMNS, WARPS, LANES_N, IN_LANES))
 
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
@@ -186,7 +75,7 @@ def recurrence_fwd_kernel(
     column = feature * stride_xn
     if DENSE:
         scale, q = 0.0, 0.0
-        p = _load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
+        p = load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
     else:
         scale = tl.load(scale_ptr + column, inside, other=0.0)
         p = load_factor(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
@@ -197,13 +86,13 @@ def recurrence_fwd_kernel(
     state_cells = sequence.to(tl.int64) * N + column
     h = tl.load(h0_ptr + state_cells, (sequence < B) & inside, other=0.0).to(dtype)
 
-    steps = _count_steps(offsets_ptr, T, first, PACKED)
+    steps = count_steps(offsets_ptr, T, first, PACKED)
     direction = -1 if REVERSE else 1
     t = steps - 1 if REVERSE else steps * 0
     # Rows are known three steps ahead and inputs two, so that no load is waited for.
-    start, size = _step_rows(offsets_ptr, t, T - 1, B, PACKED)
-    start_1, size_1 = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
-    start_2, size_2 = _step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
+    start, size = step_rows(offsets_ptr, t, T - 1, B, PACKED)
+    start_1, size_1 = step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
+    start_2, size_2 = step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
     inside = inside & (steps > 0)
     x = tl.load(x_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
     x_1 = tl.load(x_ptr + start_1 * N + state_cells, (sequence < size_1) & inside, other=0.0)
@@ -211,11 +100,11 @@ def recurrence_fwd_kernel(
         z = x.to(dtype)
         x = x_1
         x_1 = tl.load(x_ptr + start_2 * N + state_cells, (sequence < size_2) & inside, other=0.0)
-        start_3, size_3 = _step_rows(offsets_ptr, t + 3 * direction, T - 1, B, PACKED)
+        start_3, size_3 = step_rows(offsets_ptr, t + 3 * direction, T - 1, B, PACKED)
         t += direction
 
         z = _add_product(z, h, scale, p, q, DENSE, WARPS, LANES_N)
-        y = _activate(z, bias, NONLINEARITY, SLOPE)
+        y = activate(z, bias, NONLINEARITY, SLOPE)
         mask = (sequence < size) & inside
         h = tl.where(mask, y, h) if PACKED and REVERSE else y
         tl.store(y_ptr + start * N + state_cells, y, mask)
@@ -266,7 +155,7 @@ def recurrence_bwd_kernel(
     column = feature * stride_xn
     if DENSE:
         scale, q = 0.0, 0.0
-        p = _load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
+        p = load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
     else:
         scale = tl.load(scale_ptr + column, inside, other=0.0)
         p = load_factor(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
@@ -274,12 +163,12 @@ def recurrence_bwd_kernel(
     state_cells = sequence.to(tl.int64) * N + column
     dh = tl.zeros((BLOCK_B * BLOCK_N,), dtype=dtype)
 
-    steps = _count_steps(offsets_ptr, T, first, PACKED)
+    steps = count_steps(offsets_ptr, T, first, PACKED)
     direction = 1 if REVERSE else -1
     t = steps * 0 if REVERSE else steps - 1
-    start, size = _step_rows(offsets_ptr, t, T - 1, B, PACKED)
-    start_1, size_1 = _step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
-    start_2, size_2 = _step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
+    start, size = step_rows(offsets_ptr, t, T - 1, B, PACKED)
+    start_1, size_1 = step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
+    start_2, size_2 = step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
     exists = (sequence < B) & inside
     inside = inside & (steps > 0)
     dy = tl.load(grad_y_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
@@ -288,12 +177,12 @@ def recurrence_bwd_kernel(
     dy_1 = tl.load(grad_y_ptr + start_1 * N + state_cells, mask_1, other=0.0)
     y_1 = tl.load(y_ptr + start_1 * N + state_cells, mask_1, other=0.0)
     for _ in range(0, steps):
-        dz = _activate_bwd(dy.to(dtype) + dh, y.to(dtype), NONLINEARITY, SLOPE)
+        dz = activate_bwd(dy.to(dtype) + dh, y.to(dtype), NONLINEARITY, SLOPE)
         dy, y = dy_1, y_1
         mask_2 = (sequence < size_2) & inside
         dy_1 = tl.load(grad_y_ptr + start_2 * N + state_cells, mask_2, other=0.0)
         y_1 = tl.load(y_ptr + start_2 * N + state_cells, mask_2, other=0.0)
-        start_3, size_3 = _step_rows(offsets_ptr, t + 3 * direction, T - 1, B, PACKED)
+        start_3, size_3 = step_rows(offsets_ptr, t + 3 * direction, T - 1, B, PACKED)
         t += direction
 
         mask = (sequence < size) & inside

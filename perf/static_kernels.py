@@ -185,7 +185,7 @@ def _t_factor(n: int, block_size: int, dtype: torch.dtype, main: bool) -> Case:
     }
     types = dict.fromkeys(("v_ptr", "t_ptr"), f"*{name}")
     title = f"T factor, n={n}, block of {block_size}, {name}"
-    kernel = "compact_wy.t_factor_fwd_kernel"
+    kernel = "t_factor.t_factor_fwd_kernel"
     return Case(title, kernel, types, constants, config.num_warps, REFLECTOR_SPILLS, main)
 
 

@@ -60,22 +60,6 @@ def test_value_and_gradients(n, k, block_size, transpose, dtype, device, assert_
         assert_accurate(*triple)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "k", "block_size"), [(1, 1, 1), (65, 12, 5), (700, 20, 32)])
-def test_t_factor_inverts_s(n, k, block_size, dtype, device):
-    reflectors = _problem(n, k)[1]
-    unit, length = _unit(reflectors, dtype)
-    t_factors = t_factor_fwd(unit.to(device), block_size).cpu().double()
-    for start in range(0, k, block_size):
-        v = unit[:, start : start + block_size].double()
-        is_zero = length[:, start : start + block_size, 0] == 0
-        s = (v @ v.mT).triu(1) + torch.diag_embed(torch.where(is_zero, 1.0, 0.5))
-        t = t_factors[:, start // block_size, : v.shape[1], : v.shape[1]]
-        assert (t.tril(-1) == 0).all()
-        error = (t @ s - torch.eye(v.shape[1])).abs().max()
-        assert error <= 32 * torch.finfo(dtype).eps
-
-
 @pytest.mark.parametrize(("matrices", "vectors"), [(0, 3), (2, 0), (1, 1)])
 def test_empty_and_single(matrices, vectors, device, assert_accurate):
     problem = _problem(5, 3, matrices, vectors)
@@ -144,9 +128,3 @@ def test_float16_vectors_float32_arithmetic(device):
 @pytest.mark.gpu  # the interpreter truncates when it casts to bfloat16
 def test_bfloat16_vectors_float32_arithmetic(device):
     _half_precision(torch.bfloat16, device)
-
-
-def test_rejects_what_is_not_contiguous(device):
-    unit = torch.eye(4, device=device).repeat(1, 1, 1)
-    with pytest.raises(ValueError, match="unit_reflectors must be contiguous"):
-        t_factor_fwd(unit.mT.expand(1, 4, 4)[:, ::2], 2)
