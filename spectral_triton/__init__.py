@@ -1,3 +1,45 @@
 """Weight matrices in the form W = U diag(σ) Vᵀ, kept there while they train."""
 
+from spectral_triton import init, parametrizations
+from spectral_triton.backend import backend_info, use_backend
+from spectral_triton.householder import (
+    apply_reflectors,
+    householder_product,
+    reflectors_from_orthogonal,
+)
+from spectral_triton.linear import SVDLinear
+from spectral_triton.recurrence import spectral_recurrence
+from spectral_triton.rnn import SpectralRNN
+from spectral_triton.rnn_cell import SpectralRNNCell
+from spectral_triton.spectrum import (
+    FixedSpectrum,
+    SigmoidSpectrum,
+    SignedSpectrum,
+    SoftplusSpectrum,
+    Spectrum,
+)
+from spectral_triton.svd import HouseholderSVD
+from spectral_triton.weight import SVDWeight
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "FixedSpectrum",
+    "HouseholderSVD",
+    "SVDLinear",
+    "SVDWeight",
+    "SigmoidSpectrum",
+    "SignedSpectrum",
+    "SoftplusSpectrum",
+    "SpectralRNN",
+    "SpectralRNNCell",
+    "Spectrum",
+    "apply_reflectors",
+    "backend_info",
+    "householder_product",
+    "init",
+    "parametrizations",
+    "reflectors_from_orthogonal",
+    "spectral_recurrence",
+    "use_backend",
+]

@@ -52,17 +52,23 @@ def block_count(num_reflectors: int) -> int:
     return -(-num_reflectors // MAX_BLOCK_SIZE)
 
 
+def t_factor(v: Tensor) -> Tensor:
+    """T (..., b, b) of unit rows V (..., b, n)."""
+    b = v.shape[-2]
+    identity = torch.eye(b, dtype=v.dtype, device=v.device)
+    s = torch.matmul(v, v.mT).triu(1) + identity / 2
+    return torch.linalg.solve_triangular(s, identity.expand_as(s), upper=True)
+
+
 def blocks(unit_reflectors: Tensor) -> tuple[Tensor, Tensor]:
     """V as blocks (..., m, b, n), the last one filled up with zero rows, and T (..., m, b, b)."""
-    k, n = unit_reflectors.shape[-2:]
+    k = unit_reflectors.shape[-2]
     m = block_count(k)
     b = -(-k // m)
     if m * b != k:
         unit_reflectors = torch.nn.functional.pad(unit_reflectors, (0, 0, 0, m * b - k))
     v = unit_reflectors.unflatten(-2, (m, b))
-    identity = torch.eye(b, dtype=v.dtype, device=v.device)
-    s = torch.matmul(v, v.mT).triu(1) + identity / 2
-    return v, torch.linalg.solve_triangular(s, identity.expand_as(s), upper=True)
+    return v, t_factor(v)
 
 
 def _plus_product(base: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
@@ -117,7 +123,7 @@ def apply_bwd(
 
 
 def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Tensor:
-    """The first columns of Q, (..., n, num_columns); not differentiable (built in place)."""
+    """The first columns of Q, (..., n, num_columns), built in place."""
     m, b, n = v.shape[-3:]
     q = torch.eye(n, num_columns, dtype=v.dtype, device=v.device)
     q = q.expand(*v.shape[:-3], n, num_columns).contiguous()
@@ -132,7 +138,7 @@ def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Ten
 
 def product_bwd(q: Tensor, grad_q: Tensor, v: Tensor, t: Tensor, triangular: bool) -> Tensor:
     """Gradient of product_fwd for the unit rows; see Note [Backward of the product]."""
-    m, b, n = v.shape[-3:]
+    m, b = v.shape[-3:-1]
     k = grad_q @ q.mT
     k = k - k.mT
     grads = []

@@ -5,13 +5,12 @@ Everywhere Q = H(v₁) H(v₂) ⋯ H(v_k), H(v) = I - 2 v vᵀ / vᵀv, with one
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from spectral_triton import compact_wy
+from spectral_triton.householder_function import ApplyReflectors, HouseholderProduct, prepare
 from spectral_triton.validation import check_floating, full_precision, without_autocast
 
 
@@ -29,7 +28,7 @@ def forms_product(num_vectors: int, num_reflectors: int, n: int, triangular: boo
 def apply_reflectors(
     x: Tensor, reflectors: Tensor, *, transpose: bool = False, triangular: bool = False
 ) -> Tensor:
-    r"""Multiplies vectors by a product of Householder reflectors, without forming it where that is cheaper.
+    r"""Multiplies by a product of Householder reflectors, formed only where that is cheaper.
 
     .. math:: y = H(v_1) \cdots H(v_k)\, x, \qquad H(v) = I - 2\,\frac{v v^\top}{v^\top v}
 
@@ -51,7 +50,7 @@ def apply_reflectors(
 
     Raises:
         TypeError: if ``x`` or ``reflectors`` is not a real floating-point tensor.
-        ValueError: if the last dimensions differ, ``k > n``, or leading dimensions do not broadcast.
+        ValueError: if the last dimensions differ, ``k > n``, or the leading ones do not broadcast.
 
     Example:
         >>> x, v = torch.randn(5, 8), torch.randn(3, 8)
@@ -69,8 +68,8 @@ def apply_reflectors(
     k, n = reflectors.shape[-2:]
     if x.dim() == 0 or x.shape[-1] != n:
         raise ValueError(
-            f"x must have vectors of length n = {n} along its last dimension, as reflectors of shape "
-            f"{tuple(reflectors.shape)} have; got x of shape {tuple(x.shape)}"
+            f"x must have vectors of length n = {n} along its last dimension, as reflectors of "
+            f"shape {tuple(reflectors.shape)} have; got x of shape {tuple(x.shape)}"
         )
     batch = reflectors.shape[:-2]
     rows = x if x.dim() > 1 else x.unsqueeze(0)
@@ -82,24 +81,24 @@ def apply_reflectors(
             batch = torch.broadcast_shapes(rows.shape[:-2], batch)
         except RuntimeError:
             raise ValueError(
-                f"leading dimensions of x {tuple(x.shape)} and reflectors {tuple(reflectors.shape)} "
-                "must broadcast as in torch.matmul"
+                f"leading dimensions of x {tuple(x.shape)} and reflectors "
+                f"{tuple(reflectors.shape)} must broadcast as in torch.matmul"
             ) from None
         shape = (*batch, *rows.shape[-2:]) if x.dim() > 1 else (*batch, n)
-        rows = rows.expand(*batch, *rows.shape[-2:]).reshape(-1, *rows.shape[-2:])
-        reflectors = reflectors.expand(*batch, k, n).reshape(-1, k, n)
+        rows = rows.expand(*batch, *rows.shape[-2:]).reshape(math.prod(batch), *rows.shape[-2:])
+        reflectors = reflectors.expand(*batch, k, n).reshape(math.prod(batch), k, n)
     if k == 0 or rows.numel() == 0:
         # The sum keeps both arguments in the graph, with the zero gradients they have.
         return (rows + 0 * reflectors.sum()).to(x.dtype).reshape(shape)
     with without_autocast(x.device.type):
         dtype = full_precision(x.dtype, reflectors.dtype)
         rows, reflectors = rows.to(dtype), reflectors.to(dtype)
-        prepared = _prepared(reflectors, triangular)
+        prepared = prepare(reflectors, triangular)
         if forms_product(rows.shape[-2], k, n, triangular):
-            q = _HouseholderProduct.apply(reflectors, *prepared, n, triangular)
+            q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
             y = torch.matmul(rows, q if transpose else q.mT)
         else:
-            y = _ApplyReflectors.apply(rows, reflectors, *prepared, transpose, triangular)
+            y = ApplyReflectors.apply(rows, reflectors, *prepared, transpose, triangular)
         return y.to(x.dtype).reshape(shape)
 
 
@@ -147,7 +146,7 @@ def householder_product(
     with without_autocast(reflectors.device.type):
         v = reflectors.to(full_precision(reflectors.dtype))
         v = v.reshape(-1, k, n) if len(batch) > 1 else v
-        q = _HouseholderProduct.apply(v, *_prepared(v, triangular), columns, triangular)
+        q = HouseholderProduct.apply(v, *prepare(v, triangular), columns, triangular)
         return q.to(reflectors.dtype).reshape(*batch, n, columns)
 
 
@@ -179,7 +178,8 @@ def reflectors_from_orthogonal(q: Tensor) -> tuple[Tensor, Tensor]:
     check_floating("q", q)
     if q.dim() < 2 or q.shape[-1] > q.shape[-2]:
         raise ValueError(
-            f"q must have shape (..., n, p) with p <= n, got {tuple(q.shape)}; transpose a wide matrix"
+            f"q must have shape (..., n, p) with p <= n, got {tuple(q.shape)}; "
+            "transpose a wide matrix"
         )
     n, p = q.shape[-2:]
     work = q.to(full_precision(q.dtype))
@@ -192,7 +192,7 @@ def reflectors_from_orthogonal(q: Tensor) -> tuple[Tensor, Tensor]:
             f"{defect.max().item():.3g}, more than {tolerance:.3g}"
         )
     if q.numel() == 0:
-        return q.mT.clone(), q.new_ones(q.shape[:-2] + (p,))
+        return q.mT.clone(), q.new_ones((*q.shape[:-2], p))
     packed, tau = torch.geqrf(work)
     reflectors = packed.mT.triu(1) + torch.eye(p, n, dtype=work.dtype, device=q.device)
     reflectors = reflectors * (tau != 0).unsqueeze(-1)
@@ -213,108 +213,3 @@ def _check_reflectors(reflectors: Tensor) -> None:
             f"reflectors of shape {tuple(reflectors.shape)} hold k = {k} rows of length n = {n}; "
             "k must be at most n (one reflector per row, not per column)"
         )
-
-
-def _prepare(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks V and T of the rows made unit, and the lengths of the rows."""
-    unit, length = compact_wy.unit_rows(reflectors.triu() if triangular else reflectors)
-    return *compact_wy.blocks(unit), length
-
-
-@torch.no_grad()
-def _prepared(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What the Functions take beside the reflectors, so that their backward can keep it."""
-    return _prepare(reflectors.detach(), triangular)
-
-
-def _reflector_gradient(grad_unit: Tensor, length: Tensor, triangular: bool) -> Tensor:
-    """From the gradient for unit rows (padded) to that for the rows as they were given."""
-    grad = grad_unit[..., : length.shape[-2], :] / length
-    return grad.triu() if triangular else grad
-
-
-class _Flat:
-    """The vmap rule of both Functions: a mapped dimension joins the leading batch of matrices."""
-
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        size = info.batch_size
-        is_batched = args[-3].dim() - (in_dims[-3] is not None) == 3  # the lengths (M, k, 1)
-        moved = []
-        for arg, dim in zip(args, in_dims, strict=True):
-            if isinstance(arg, Tensor):
-                arg = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-                arg = arg.flatten(0, 1) if is_batched else arg
-            moved.append(arg)
-        out = cls.apply(*moved)  # type: ignore[attr-defined]
-        return (out.unflatten(0, (size, -1)) if is_batched else out), 0
-
-
-class _ApplyReflectors(_Flat, Function):
-    """(N, n) or (M, N, n) rows and (k, n) or (M, k, n) reflectors, full precision, none empty."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        reflectors: Tensor,
-        v: Tensor,
-        t: Tensor,
-        length: Tensor,
-        transpose: bool,
-        triangular: bool,
-    ) -> Tensor:
-        return compact_wy.apply_fwd(x, v, t, transpose, triangular)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, reflectors, v, t, length, ctx.transpose, ctx.triangular = inputs
-        ctx.save_for_backward(reflectors, v, t, length, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        reflectors, v, t, length, y = ctx.saved_tensors
-        none = (None,) * 5
-        with without_autocast(y.device.type):
-            if not ctx.needs_input_grad[1]:
-                back = (v, t, length, not ctx.transpose, ctx.triangular)
-                return _ApplyReflectors.apply(grad_y, reflectors, *back), None, *none
-            if torch.is_grad_enabled():
-                v, t, length = _prepare(reflectors, ctx.triangular)
-            grad_x, grad = compact_wy.apply_bwd(y, grad_y, v, t, ctx.transpose, ctx.triangular)
-            return grad_x, _reflector_gradient(grad, length, ctx.triangular), *none
-
-
-class _HouseholderProduct(_Flat, Function):
-    """Q, or its first columns, of (k, n) or (M, k, n) reflectors, full precision, none empty."""
-
-    @staticmethod
-    def forward(
-        reflectors: Tensor,
-        v: Tensor,
-        t: Tensor,
-        length: Tensor,
-        num_columns: int,
-        triangular: bool,
-    ) -> Tensor:
-        return compact_wy.product_fwd(v, t, num_columns, triangular)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        reflectors, v, t, length, _, ctx.triangular = inputs
-        ctx.save_for_backward(reflectors, v, t, length, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad_q: Tensor) -> tuple[Tensor | None, ...]:
-        reflectors, v, t, length, q = ctx.saved_tensors
-        k, (n, columns) = length.shape[-2], q.shape[-2:]
-        with without_autocast(q.device.type):
-            if torch.is_grad_enabled():
-                v, t, length = _prepare(reflectors, ctx.triangular)
-            # Multiply-adds: 6 c n k against n² c + 3 n² k, a half and a third when triangular.
-            share = (1 / 2, 1 / 3) if ctx.triangular else (1, 1)
-            if 6 * columns * k * share[0] < n * columns + 3 * n * k * share[1]:
-                rows = (q.mT, grad_q.mT)
-                _, grad = compact_wy.apply_bwd(*rows, v, t, False, ctx.triangular)
-            else:
-                grad = compact_wy.product_bwd(q, grad_q, v, t, ctx.triangular)
-            return _reflector_gradient(grad, length, ctx.triangular), None, None, None, None, None

@@ -7,6 +7,7 @@ functions are differentiable by autograd, any number of times, and work in any f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def householder_product(reflectors: Tensor, num_columns: int | None = None) -> T
 
 
 def apply_reflectors(x: Tensor, reflectors: Tensor, *, transpose: bool = False) -> Tensor:
-    r"""y = Q x (Qᵀ x) for every vector along the last dimension: ``x @ Q.mT`` as torch.matmul has it."""
+    r"""y = Q x (Qᵀ x) for every vector along the last dimension: as torch.matmul(x, Q.mT)."""
     q = householder_product(reflectors)
     return torch.matmul(x, q if transpose else q.mT)
 
@@ -40,7 +41,7 @@ def apply_reflectors(x: Tensor, reflectors: Tensor, *, transpose: bool = False) 
 def svd_to_dense(
     left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None = None
 ) -> Tensor:
-    r"""W = U diag(signs ∘ σ) Vᵀ of shape (..., m, n) from left (..., k, m), σ (..., p), right (..., k, n)."""
+    r"""W = U diag(signs ∘ σ) Vᵀ, (..., m, n), from left (..., k, m) and right (..., k, n)."""
     p = min(left.shape[-1], right.shape[-1])
     sigma = singular_values if signs is None else singular_values * signs
     u, v = householder_product(left, p), householder_product(right, p)
@@ -80,13 +81,13 @@ def recurrence(
 
 
 def packed_recurrence(
-    x: Tensor, h0: Tensor, batch_sizes: Sequence[int], weight: Tensor, **options: object
+    x: Tensor, h0: Tensor, batch_sizes: Sequence[int], weight: Tensor, **options: Any
 ) -> Tensor:
-    r"""The same for sequences of falling lengths laid out as in PackedSequence: x (Σ batch_sizes, n)."""
+    r"""The same for the rows of a PackedSequence, longest sequence first: x (Σ batch_sizes, n)."""
     starts = [sum(batch_sizes[:t]) for t in range(len(batch_sizes))]
     y = torch.zeros_like(x)
     for b in range(h0.shape[0]):
         rows = [start + b for start, size in zip(starts, batch_sizes, strict=True) if b < size]
-        own = recurrence(x[rows].unsqueeze(1), h0[b : b + 1], weight, **options)  # type: ignore[arg-type]
+        own = recurrence(x[rows].unsqueeze(1), h0[b : b + 1], weight, **options)
         y = y.index_copy(0, torch.tensor(rows, device=x.device), own.squeeze(1))
     return y

@@ -1,0 +1,150 @@
+r"""The recurrence of an RNN whose transition matrix is in SVD form, all steps in one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectral_triton.compact_wy import t_factor, unit_rows
+from spectral_triton.recurrence_op import Recurrence
+from spectral_triton.svd import HouseholderSVD
+from spectral_triton.validation import (
+    check_choice,
+    check_floating,
+    check_number,
+    full_precision,
+    without_autocast,
+)
+
+NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
+
+
+def folds(n: int, num_reflectors: int) -> bool:
+    """Whether a step multiplies by diag(σ) - P Qᵀ rather than by W, r reflectors on both sides.
+
+    Folded, a step costs 2 n r multiply-adds and three elementwise passes, dense n². The passes
+    count as 64 columns: measured forward and backward on two CPU cores for n = 64 to 1024.
+    """
+    return 2 * num_reflectors + 64 < n
+
+
+def fold(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
+    r"""σ (n,), P and Q (n, r) with W = diag(σ) - P Qᵀ, for r = k_u + k_v reflectors.
+
+    With Q_U = I - U A Uᵀ and Q_V = I - V Cᵀ Vᵀ (compact WY, reflectors as columns),
+    Q = [σ∘U | V] and P = [U A | σ∘V C - U A (Uᵀ (σ∘V C))]: two thin products for each step where
+    applying the two factors in turn takes four.
+    """
+    sigma = factors.singular_values
+    sigma = sigma if factors.signs is None else sigma * factors.signs
+    u, v = (
+        unit_rows(side.triu() if factors.triangular else side)[0]
+        for side in (factors.left, factors.right)
+    )
+    ua = u.mT @ t_factor(u)
+    vc = sigma.unsqueeze(-1) * (v.mT @ t_factor(v).mT)
+    p = torch.cat((ua, vc - ua @ (u @ vc)), -1)
+    q = torch.cat((sigma.unsqueeze(-1) * u.mT, v.mT), -1)
+    return sigma, p, q
+
+
+def spectral_recurrence(
+    x: Tensor,
+    h0: Tensor | None,
+    factors: HouseholderSVD,
+    *,
+    nonlinearity: str = "tanh",
+    negative_slope: float = 0.01,
+    bias: Tensor | None = None,
+    reverse: bool = False,
+) -> Tensor:
+    r"""Runs a whole sequence through a recurrence with a factored transition matrix.
+
+    .. math:: h_t = \varphi(W h_{t-1} + x_t), \qquad W = U\,\mathrm{diag}(\sigma)\,V^\top
+
+    The factors are folded once into :math:`W = \mathrm{diag}(\sigma) - P Q^\top`, with P and Q of
+    shape (n, k_u + k_v), or into W itself where :func:`folds` finds that cheaper. Forward and
+    backward are loops over preallocated buffers, the gradients of the factors one product over all
+    steps. Memory beyond the output: T B (k_u + k_v) folded, n² dense. Half-precision input is
+    computed in float32, also under autocast. For 1-Lipschitz φ the gradient grows by a factor of
+    at most max σ in each step.
+
+    Args:
+        x: Input of each step with projection and biases in it, shape ``(T, B, n)``.
+        h0: Initial state, shape ``(B, n)``; None is zero.
+        factors: The transition matrix, square, without batch dimensions.
+        nonlinearity: "tanh", "relu", "leaky_relu", "identity" or "modrelu".
+        negative_slope: Slope of leaky_relu below zero, at least 0.
+        bias: For modrelu only, shape ``(n,)``: sign(z) max(\|z\| + bias, 0).
+        reverse: Runs from the last step to the first.
+
+    Returns:
+        All states :math:`h_t`, shape ``(T, B, n)``, in the dtype of ``x``.
+
+    Raises:
+        TypeError: if a tensor is not real floating-point.
+        ValueError: if shapes do not fit or an option is unknown.
+
+    Example:
+        >>> factors = HouseholderSVD(torch.randn(2, 8), torch.ones(8), torch.randn(2, 8))
+        >>> h = spectral_recurrence(torch.randn(5, 3, 8), None, factors, nonlinearity="relu")
+        >>> h.shape
+        torch.Size([5, 3, 8])
+
+    References:
+        Zhang, Lei, Dhillon. Stabilizing gradients for deep neural networks via efficient SVD
+        parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
+    """
+    check_floating("x", x)
+    n = factors.shape[-1]
+    if x.dim() != 3 or x.shape[-1] != n:
+        raise ValueError(f"x must have shape (T, B, n) with n = {n}, got {tuple(x.shape)}")
+    return run(x, h0, factors, nonlinearity, negative_slope, bias, reverse, None)[0]
+
+
+def run(
+    x: Tensor,
+    h0: Tensor | None,
+    factors: HouseholderSVD,
+    nonlinearity: str,
+    negative_slope: float,
+    bias: Tensor | None,
+    reverse: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """All states and the last ones, for (T, B, n) or the rows of a PackedSequence."""
+    check_nonlinearity(nonlinearity, negative_slope)
+    if len(factors.shape) != 2 or factors.shape[0] != factors.shape[1]:
+        raise ValueError(f"factors must be one square matrix, got shape {tuple(factors.shape)}")
+    n = factors.shape[-1]
+    size = x.shape[1] if batch_sizes is None else int(batch_sizes[0]) if len(batch_sizes) else 0
+    if h0 is None:
+        h0 = x.new_zeros(size, n)
+    check_floating("h0", h0)
+    if tuple(h0.shape) != (size, n):
+        raise ValueError(f"h0 must have shape {(size, n)}, got {tuple(h0.shape)}")
+    if (bias is not None) != (nonlinearity == "modrelu"):
+        raise ValueError(f"bias belongs to modrelu and only there, got {nonlinearity!r}")
+    if bias is not None:
+        check_floating("bias", bias)
+        if tuple(bias.shape) != (n,):
+            raise ValueError(f"bias must have shape {(n,)}, got {tuple(bias.shape)}")
+    with without_autocast(x.device.type):
+        dtype = full_precision(x.dtype, factors.dtype)
+        if folds(n, factors.left.shape[-2] + factors.right.shape[-2]):
+            scale, p, q = (a.to(dtype) for a in fold(factors))
+        else:
+            scale, p, q = None, factors.to_dense().to(dtype), None
+        bias = None if bias is None else bias.to(dtype)
+        slope = float(negative_slope)
+        options = (batch_sizes, nonlinearity, slope, reverse)
+        y, last, _ = Recurrence.apply(x.to(dtype), h0.to(dtype), scale, p, q, bias, *options)
+        return y.to(x.dtype), last.to(x.dtype)
+
+
+def check_nonlinearity(nonlinearity: str, negative_slope: float) -> None:
+    """Raises unless both are among what the recurrence can differentiate from its output."""
+    check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
+    check_number("negative_slope", negative_slope)
+    if negative_slope < 0:
+        raise ValueError(f"negative_slope must be at least 0, got {negative_slope}")

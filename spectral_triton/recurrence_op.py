@@ -1,0 +1,242 @@
+r"""The recurrence as PyTorch sees it: opaque registered ops, and the Functions that give gradients.
+
+Note [Backward of the recurrence]
+    With dz_t = φ'(z_t) ∘ (∂L/∂h_t as it arrives), the state's gradient is the same recurrence with
+    P and Q exchanged, h ← σ∘dz - Q (Pᵀ dz). Everything else is one matrix product over all steps:
+    ∂L/∂P = -Σ dz (Qᵀh)ᵀ, ∂L/∂Q = -Σ h (Pᵀdz)ᵀ, ∂L/∂σ = Σ h∘dz, or ∂L/∂W = Σ dz hᵀ when dense; h is
+    the state before the step. φ' is told from the output, so y is all that is kept besides Qᵀh.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from spectral_triton.recurrence_loop import loop_bwd, loop_fwd, loop_plain, previous_states
+from spectral_triton.validation import without_autocast
+
+# Elements of a temporary in a sum over all steps: small enough to stay in cache.
+CHUNK = 1 << 18
+
+
+def _sizes(batch_sizes: Tensor | None) -> list[int] | None:
+    return None if batch_sizes is None else batch_sizes.tolist()
+
+
+@torch.library.custom_op("spectral_triton::recurrence_fwd", mutates_args=())
+def recurrence_fwd(
+    x: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    bias: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    slope: float,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """All states, and Qᵀ h of every step."""
+    return loop_fwd(x, h0, scale, p, q, bias, _sizes(batch_sizes), nonlinearity, slope, reverse)
+
+
+@recurrence_fwd.register_fake
+def _(
+    x: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    *rest: object,
+) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty((*x.shape[:-1], 0 if q is None else q.shape[-1]))
+
+
+@torch.library.custom_op("spectral_triton::recurrence_bwd", mutates_args=())
+def recurrence_bwd(
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    y: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    slope: float,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the pre-activations and of h0, and Pᵀ dz of every step."""
+    sizes = _sizes(batch_sizes)
+    return loop_bwd(grad_y, grad_last, y, h0, scale, p, q, sizes, nonlinearity, slope, reverse)
+
+
+@recurrence_bwd.register_fake
+def _(
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    y: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    *rest: object,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    coefficients = y.new_empty((*y.shape[:-1], 0 if q is None else q.shape[-1]))
+    return torch.empty_like(y), grad_h0, coefficients
+
+
+def _last_states(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
+    if y.shape[0] == 0:
+        return h0.clone()
+    if batch_sizes is None:
+        return y[0 if reverse else -1].clone()
+    if reverse:
+        return y[: h0.shape[0]].clone()
+    steps = (batch_sizes.unsqueeze(1) > torch.arange(h0.shape[0])).sum(0)
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    rows = starts[steps - 1] + torch.arange(h0.shape[0])
+    return y.index_select(0, rows.to(y.device))
+
+
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a∘b over rows, without a temporary as large as the whole sequence."""
+    rows = max(1, CHUNK // max(1, a.shape[-1]))
+    pieces = zip(a.split(rows), b.split(rows), strict=True)
+    return torch.stack([(x * y).sum(0) for x, y in pieces]).sum(0)
+
+
+class Recurrence(Function):
+    """(y, last states, Qᵀh) of the recurrence; arguments as recurrence_fwd, full precision."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        h0: Tensor,
+        scale: Tensor | None,
+        p: Tensor,
+        q: Tensor | None,
+        bias: Tensor | None,
+        batch_sizes: Tensor | None,
+        nonlinearity: str,
+        slope: float,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, coefficients = recurrence_fwd(
+            x, h0, scale, p, q, bias, batch_sizes, nonlinearity, slope, reverse
+        )
+        return y, _last_states(y, h0, batch_sizes, reverse), coefficients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, h0, scale, p, q, bias, batch_sizes, *ctx.options = inputs
+        y, _, coefficients = output
+        ctx.mark_non_differentiable(coefficients)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h0, scale, p, q, bias, batch_sizes, y, coefficients)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: None) -> Any:
+        if grad_y is None and grad_last is None:
+            return (None,) * 10
+        needs = tuple(ctx.needs_input_grad[:6])
+        with without_autocast(ctx.saved_tensors[0].device.type):
+            grads = RecurrenceBackward.apply(
+                grad_y, grad_last, *ctx.saved_tensors, needs, *ctx.options
+            )
+        return *grads, None, None, None, None
+
+
+class RecurrenceBackward(Function):
+    """The gradients of x, h0, scale, p, q, bias; differentiable once more through loop_plain."""
+
+    @staticmethod
+    def forward(
+        grad_y: Tensor | None,
+        grad_last: Tensor | None,
+        x: Tensor,
+        h0: Tensor,
+        scale: Tensor | None,
+        p: Tensor,
+        q: Tensor | None,
+        bias: Tensor | None,
+        batch_sizes: Tensor | None,
+        y: Tensor,
+        coefficients: Tensor,
+        needs: tuple[bool, ...],
+        nonlinearity: str,
+        slope: float,
+        reverse: bool,
+    ) -> tuple[Tensor | None, ...]:
+        grad_z, grad_h0, back = recurrence_bwd(
+            grad_y, grad_last, y, h0, scale, p, q, batch_sizes, nonlinearity, slope, reverse
+        )
+        n = y.shape[-1]
+        dz = grad_z.reshape(-1, n)
+        before = previous_states(y, h0, _sizes(batch_sizes), reverse)
+        grad_scale = grad_p = grad_q = grad_bias = None
+        if q is None:
+            if needs[3]:
+                grad_p = torch.zeros_like(p)
+                for h, rows in before:
+                    grad_p = grad_p.addmm(dz[rows].mT, h)
+        else:
+            if needs[3]:
+                grad_p = dz.mT @ -coefficients.reshape(-1, q.shape[-1])
+            if needs[4]:
+                grad_q = torch.zeros_like(q)
+                for h, rows in before:
+                    grad_q = grad_q.addmm(h.mT, back.reshape(-1, q.shape[-1])[rows], alpha=-1)
+            if needs[2]:
+                sums = [_sum_of_products(h, dz[rows]) for h, rows in before if len(h)]
+                grad_scale = sum(sums, torch.zeros_like(scale))
+        if bias is not None and needs[5]:
+            grad_bias = _sum_of_products(dz, y.reshape(-1, n).sign()) if len(dz) else bias * 0
+        return (
+            grad_z if needs[0] else None,
+            grad_h0 if needs[1] else None,
+            grad_scale,
+            grad_p,
+            grad_q,
+            grad_bias,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.needs, ctx.nonlinearity, ctx.slope, ctx.reverse = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[:9])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        used = [i for i, g in enumerate(grads) if g is not None]
+        if not used:
+            return (None,) * 15
+        *saved, batch_sizes = ctx.saved_tensors
+        options = (_sizes(batch_sizes), ctx.nonlinearity, ctx.slope, ctx.reverse)
+        with torch.enable_grad(), without_autocast(saved[2].device.type):
+            inputs = [None if a is None else a.detach().requires_grad_() for a in saved]
+            grad_y, grad_last, *primals = inputs
+            pairs = zip(loop_plain(*primals, *options), (grad_y, grad_last), strict=True)
+            outputs, cotangents = zip(*((o, g) for o, g in pairs if g is not None), strict=True)
+            first = torch.autograd.grad(
+                outputs,
+                [primals[i] for i in used],
+                cotangents,
+                create_graph=True,
+                allow_unused=True,
+            )
+            chosen = [(f, grads[i]) for f, i in zip(first, used, strict=True) if f is not None]
+            present = [a for a in inputs if a is not None]
+            second = torch.autograd.grad(
+                [f for f, _ in chosen], present, [g for _, g in chosen], allow_unused=True
+            )
+        found = iter(second)
+        return *(None if a is None else next(found) for a in inputs), *(None,) * 7
