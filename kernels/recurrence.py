@@ -316,15 +316,16 @@ def _backward(
     config: RecurrenceConfig,
 ) -> tuple[Tensor, Tensor]:
     require_contiguous(grad_y=grad_y, y=y, scale=scale, q=q, offsets=offsets)
+    if not y.numel():
+        return torch.empty_like(y), torch.zeros_like(h0)
     grad_z, grad_h0 = torch.empty_like(y), torch.empty_like(h0)
     steps, batch = _sizes(y, h0, offsets)
-    if h0.numel():
-        with on_device(y):
-            recurrence_bwd_kernel[(triton.cdiv(batch, config.block_b),)](
-                *(grad_y, y, scale, p, q, offsets, grad_z, grad_h0, steps, batch),
-                *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
-                **_options(nonlinearity, slope, q is None, offsets is not None, reverse, config),
-            )
+    with on_device(y):
+        recurrence_bwd_kernel[(triton.cdiv(batch, config.block_b),)](
+            *(grad_y, y, scale, p, q, offsets, grad_z, grad_h0, steps, batch),
+            *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
+            **_options(nonlinearity, slope, q is None, offsets is not None, reverse, config),
+        )
     return grad_z, grad_h0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -161,7 +162,7 @@ def _is_index(dtype: torch.dtype) -> bool:
 
 
 def _triton_version() -> str:
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "not installed"
     from importlib.metadata import PackageNotFoundError, version
 
@@ -175,15 +176,20 @@ def _triton_version() -> str:
 
 def _interpreting() -> bool:
     """Whether the kernels are, or on import would be, interpreted."""
-    if "spectral_triton.kernels._launch" in __import__("sys").modules:
+    if "spectral_triton.kernels._launch" in sys.modules:
         from spectral_triton.kernels._launch import INTERPRETED
 
         return INTERPRETED
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@functools.lru_cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _no_triton() -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed"
     if not torch.cuda.is_available() and not _interpreting():
         return "no CUDA or ROCm device; set TRITON_INTERPRET=1 before Triton is imported"
@@ -205,7 +211,7 @@ def _failure_on(index: int) -> str | None:
     """Builds and launches the smallest kernel once: a missing compiler or an old GPU shows here."""
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (7, 5):
         return "compute capability below 7.5"
-    from spectral_triton.kernels.compact_wy import t_factor_fwd
+    from spectral_triton.kernels.t_factor import t_factor_fwd
 
     try:
         with torch.cuda.device(index):

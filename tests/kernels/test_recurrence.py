@@ -125,9 +125,9 @@ def test_two_sequences_per_program(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("sizes", [[], [0, 0]])
-def test_no_steps_or_no_sequences(sizes, form, device):
-    problem = Problem(5, 2, sizes)
+@pytest.mark.parametrize(("sizes", "packed"), [([], False), ([], True), ([0, 0], False)])
+def test_no_steps_or_no_sequences(sizes, packed, form, device):
+    problem = Problem(5, 2, sizes, packed=packed)
     y, grad_z, grad_h0 = problem.kernels(form, torch.float64, device)
     assert y.shape == grad_z.shape == problem.x.shape
     # Without steps the last state is h0, which y does not hold: no gradient passes.
