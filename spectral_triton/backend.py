@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectral_triton.validation import full_precision
+
 OPS = ("apply_reflectors", "folded_recurrence", "dense_recurrence")
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -72,6 +74,31 @@ def use_triton(op: str, *tensors: Tensor | None, **sizes: int) -> bool:
     if reason is not None and forced == "triton":
         raise RuntimeError(f'use_backend("triton"): {op}: {reason}')
     return reason is None
+
+
+def may_launch(tensor: Tensor) -> bool:
+    """Whether a kernel could be asked for at all: what can be told while a program is traced."""
+    if tensor.is_cuda or torch.compiler.is_compiling():
+        return tensor.is_cuda
+    return _forced.get() == "triton"
+
+
+def recurrence_form(x: Tensor, n: int, r: int) -> str | None:
+    """The form of W, "folded" or "dense", that its kernel wants; None without a kernel."""
+    if not may_launch(x) or _forced.get() == "torch" or _no_triton() is not None:
+        return None
+    from spectral_triton.kernels import configuration
+
+    return configuration.recurrence_form(n, r, full_precision(x.dtype))
+
+
+def reflector_block_size(unit_reflectors: Tensor, num_vectors: int) -> int:
+    """Reflectors per block, as the kernels want them."""
+    from spectral_triton.kernels import configuration
+
+    k, n = unit_reflectors.shape[-2:]
+    vectors = num_vectors * unit_reflectors.shape[:-2].numel()
+    return configuration.preferred_block_size(n, k, unit_reflectors.dtype, vectors)
 
 
 def unserved_reason(op: str, *tensors: Tensor | None, **sizes: int) -> str | None:

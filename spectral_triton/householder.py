@@ -93,7 +93,7 @@ def apply_reflectors(
     with without_autocast(x.device.type):
         dtype = full_precision(x.dtype, reflectors.dtype)
         rows, reflectors = rows.to(dtype), reflectors.to(dtype)
-        prepared = prepare(reflectors, triangular)
+        prepared = prepare(reflectors, triangular, rows.shape[:-1].numel())
         if forms_product(rows.shape[-2], k, n, triangular):
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
             y = torch.matmul(rows, q if transpose else q.mT)
@@ -146,7 +146,7 @@ def householder_product(
     with without_autocast(reflectors.device.type):
         v = reflectors.to(full_precision(reflectors.dtype))
         v = v.reshape(-1, k, n) if len(batch) > 1 else v
-        q = HouseholderProduct.apply(v, *prepare(v, triangular), columns, triangular)
+        q = HouseholderProduct.apply(v, *prepare(v, triangular, n), columns, triangular)
         return q.to(reflectors.dtype).reshape(*batch, n, columns)
 
 

@@ -8,20 +8,29 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from spectral_triton import compact_wy
+from spectral_triton import compact_wy, householder_op
+from spectral_triton.backend import may_launch, reflector_block_size
 from spectral_triton.validation import without_autocast
 
 
 def _prepared(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks V and T of the rows made unit, and the lengths of the rows."""
+    """Blocks V and T of the rows made unit, and the lengths of the rows; differentiable."""
     unit, length = compact_wy.unit_rows(reflectors.triu() if triangular else reflectors)
-    return *compact_wy.blocks(unit), length
+    v = compact_wy.blocks(unit, compact_wy.BLOCK_SIZE)
+    return v, compact_wy.t_factor(v), length
 
 
 @torch.no_grad()
-def prepare(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
+def prepare(
+    reflectors: Tensor, triangular: bool, num_vectors: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """What the Functions take beside the reflectors, so that their backward can keep it."""
-    return _prepared(reflectors.detach(), triangular)
+    reflectors = reflectors.detach()
+    if not may_launch(reflectors):
+        return _prepared(reflectors, triangular)
+    unit, length = compact_wy.unit_rows(reflectors.triu() if triangular else reflectors)
+    v = compact_wy.blocks(unit, reflector_block_size(unit, num_vectors))
+    return v, householder_op.t_factor(v), length
 
 
 def _reflector_gradient(grad_unit: Tensor, length: Tensor, triangular: bool) -> Tensor:
@@ -60,7 +69,8 @@ class ApplyReflectors(_Flat, Function):
         transpose: bool,
         triangular: bool,
     ) -> Tensor:
-        return compact_wy.apply_fwd(x, v, t, transpose, triangular)
+        fwd = householder_op.apply_fwd if may_launch(x) else compact_wy.apply_fwd
+        return fwd(x, v, t, transpose, triangular)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -75,9 +85,11 @@ class ApplyReflectors(_Flat, Function):
             if not ctx.needs_input_grad[1]:
                 back = (v, t, length, not ctx.transpose, ctx.triangular)
                 return ApplyReflectors.apply(grad_y, reflectors, *back), None, *none
+            bwd = householder_op.apply_bwd if may_launch(y) else compact_wy.apply_bwd
             if torch.is_grad_enabled():
                 v, t, length = _prepared(reflectors, ctx.triangular)
-            grad_x, grad = compact_wy.apply_bwd(y, grad_y, v, t, ctx.transpose, ctx.triangular)
+                bwd = compact_wy.apply_bwd
+            grad_x, grad = bwd(y, grad_y, v, t, ctx.transpose, ctx.triangular)
             return grad_x, _reflector_gradient(grad, length, ctx.triangular), *none
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectral_triton.backend import recurrence_form
 from spectral_triton.compact_wy import t_factor, unit_rows
 from spectral_triton.recurrence_op import Recurrence
 from spectral_triton.svd import HouseholderSVD
@@ -131,7 +132,9 @@ def run(
             raise ValueError(f"bias must have shape {(n,)}, got {tuple(bias.shape)}")
     with without_autocast(x.device.type):
         dtype = full_precision(x.dtype, factors.dtype)
-        if folds(n, factors.left.shape[-2] + factors.right.shape[-2]):
+        r = factors.left.shape[-2] + factors.right.shape[-2]
+        form = recurrence_form(x, n, r)
+        if form == "folded" or (form is None and folds(n, r)):
             scale, p, q = (a.to(dtype) for a in fold(factors))
         else:
             scale, p, q = None, factors.to_dense().to(dtype), None

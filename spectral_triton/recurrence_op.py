@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from spectral_triton.backend import use_triton
 from spectral_triton.recurrence_loop import loop_bwd, loop_fwd, loop_plain, previous_states
 from spectral_triton.validation import without_autocast
 
@@ -25,6 +26,25 @@ CHUNK = 1 << 18
 
 def _sizes(batch_sizes: Tensor | None) -> list[int] | None:
     return None if batch_sizes is None else batch_sizes.tolist()
+
+
+def _offsets(batch_sizes: Tensor | None, x: Tensor) -> Tensor | None:
+    if batch_sizes is None:
+        return None
+    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(x.device)
+
+
+def _launches(
+    x: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    bias: Tensor | None,
+) -> bool:
+    if q is None:
+        return use_triton("dense_recurrence", x, h0, p, bias, n=x.shape[-1])
+    return use_triton("folded_recurrence", x, h0, scale, p, q, bias, n=x.shape[-1], r=q.shape[-1])
 
 
 @torch.library.custom_op("spectral_triton::recurrence_fwd", mutates_args=())
@@ -41,7 +61,21 @@ def recurrence_fwd(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """All states, and Qᵀ h of every step."""
-    return loop_fwd(x, h0, scale, p, q, bias, _sizes(batch_sizes), nonlinearity, slope, reverse)
+    sizes = _sizes(batch_sizes)
+    if not _launches(x, h0, scale, p, q, bias):
+        return loop_fwd(x, h0, scale, p, q, bias, sizes, nonlinearity, slope, reverse)
+    from spectral_triton.kernels import recurrence as kernels
+
+    launch = kernels.dense_fwd if q is None else kernels.folded_fwd
+    weight = (p,) if q is None else (scale, p, q)
+    tensors = [a.contiguous() for a in (x, h0, *weight)]
+    y = launch(*tensors, nonlinearity, slope, bias, _offsets(batch_sizes, x), reverse)
+    coefficients = x.new_empty((*x.shape[:-1], 0 if q is None else q.shape[-1]))
+    if q is not None:
+        rows = coefficients.view(-1, q.shape[-1])
+        for h, at in previous_states(y, h0, sizes, reverse):
+            torch.mm(h, q, out=rows[at])
+    return y, coefficients
 
 
 @recurrence_fwd.register_fake
@@ -72,8 +106,26 @@ def recurrence_bwd(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the pre-activations and of h0, and Pᵀ dz of every step."""
-    sizes = _sizes(batch_sizes)
-    return loop_bwd(grad_y, grad_last, y, h0, scale, p, q, sizes, nonlinearity, slope, reverse)
+    if not _launches(y, h0, scale, p, q, None):
+        sizes = _sizes(batch_sizes)
+        return loop_bwd(grad_y, grad_last, y, h0, scale, p, q, sizes, nonlinearity, slope, reverse)
+    from spectral_triton.kernels import recurrence as kernels
+
+    # The kernel takes one gradient for all states: each sequence's last state is one of them.
+    grad_y = torch.zeros_like(y) if grad_y is None else grad_y
+    if grad_last is not None and len(y):
+        rows = _last_rows(y, h0, batch_sizes, reverse)
+        grad_y = grad_y.reshape(-1, y.shape[-1]).index_add(0, rows, grad_last).view_as(y)
+    launch = kernels.dense_bwd if q is None else kernels.folded_bwd
+    weight = (p,) if q is None else (scale, p, q)
+    tensors = [a.contiguous() for a in (grad_y, y, h0, *weight)]
+    # The gradient of modrelu needs the output alone, not its bias.
+    options = (nonlinearity, slope, None, _offsets(batch_sizes, y), reverse)
+    grad_z, grad_h0 = launch(*tensors, *options)
+    if grad_last is not None and not len(y):
+        grad_h0 = grad_last.clone()
+    coefficients = y.new_empty((*y.shape[:-1], 0)) if q is None else grad_z @ p
+    return grad_z, grad_h0, coefficients
 
 
 @recurrence_bwd.register_fake
@@ -92,17 +144,25 @@ def _(
     return torch.empty_like(y), grad_h0, coefficients
 
 
+def _last_rows(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
+    """Where among the rows of all states each sequence has its last one."""
+    sequences = torch.arange(h0.shape[0])
+    if reverse:
+        rows = sequences
+    elif batch_sizes is None:
+        rows = sequences + (y.shape[0] - 1) * h0.shape[0]
+    else:
+        steps = (batch_sizes.unsqueeze(1) > sequences).sum(0)
+        rows = (batch_sizes.cumsum(0) - batch_sizes)[steps - 1] + sequences
+    return rows.to(y.device)
+
+
 def _last_states(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
     if y.shape[0] == 0:
         return h0.clone()
     if batch_sizes is None:
         return y[0 if reverse else -1].clone()
-    if reverse:
-        return y[: h0.shape[0]].clone()
-    steps = (batch_sizes.unsqueeze(1) > torch.arange(h0.shape[0])).sum(0)
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    rows = starts[steps - 1] + torch.arange(h0.shape[0])
-    return y.index_select(0, rows.to(y.device))
+    return y.index_select(0, _last_rows(y, h0, batch_sizes, reverse))
 
 
 def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
