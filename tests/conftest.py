@@ -1,7 +1,13 @@
 """What every test relies on: a seed, float64 by default, uninitialised memory that shows itself."""
 
+import os
+
 import pytest
 import torch
+
+# Without a GPU the kernels run in Triton's interpreter, which must be chosen before its import.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser):

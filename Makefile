@@ -1,0 +1,35 @@
+# Everything a fresh machine needs: `make train` and `make test` set up what they use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help train test lint format bench bench-quick clean
+
+help:
+	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
+	@echo "make test         run the tests"
+	@echo "make lint         check style"
+	@echo "make bench-quick  benchmarks against what is installed, about 1 minute"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,experiments,lint]'
+	@touch $(STAMP)
+
+train: $(STAMP)
+	$(BIN)/spectral-triton train adding --model spectral,lstm --output runs/adding
+
+test: $(STAMP)
+	$(BIN)/pytest --quiet
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
