@@ -75,7 +75,7 @@ def apply_reflectors(
     rows = x if x.dim() > 1 else x.unsqueeze(0)
     if not batch:
         shape = x.shape
-        rows = rows.reshape(-1, n)
+        rows = rows.flatten(0, -2)
     else:
         try:
             batch = torch.broadcast_shapes(rows.shape[:-2], batch)
