@@ -93,7 +93,7 @@ def recurrence_fwd_kernel(
     start, size = step_rows(offsets_ptr, t, T - 1, B, PACKED)
     start_1, size_1 = step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
     start_2, size_2 = step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
-    inside = inside & (steps > 0)
+    inside = feature < tl.where(steps > 0, N, 0)
     x = tl.load(x_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
     x_1 = tl.load(x_ptr + start_1 * N + state_cells, (sequence < size_1) & inside, other=0.0)
     for _ in range(0, steps):
@@ -170,7 +170,7 @@ def recurrence_bwd_kernel(
     start_1, size_1 = step_rows(offsets_ptr, t + direction, T - 1, B, PACKED)
     start_2, size_2 = step_rows(offsets_ptr, t + 2 * direction, T - 1, B, PACKED)
     exists = (sequence < B) & inside
-    inside = inside & (steps > 0)
+    inside = feature < tl.where(steps > 0, N, 0)
     dy = tl.load(grad_y_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
     y = tl.load(y_ptr + start * N + state_cells, (sequence < size) & inside, other=0.0)
     mask_1 = (sequence < size_1) & inside
