@@ -184,39 +184,52 @@ def previous_states(
     return [(torch.cat(pieces[::-1] if reverse else pieces), slice(0, len(y)))]
 
 
-def loop_plain(
-    x: Tensor,
+def loop_bwd_plain(
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    y: Tensor,
     h0: Tensor,
     scale: Tensor | None,
     p: Tensor,
     q: Tensor | None,
-    bias: Tensor | None,
     batch_sizes: list[int] | None,
     nonlinearity: str,
     slope: float,
     reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Outputs and last states through autograd, for second derivatives."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """loop_bwd in operations that autograd records, for second derivatives."""
 
-    def activate(z: Tensor) -> Tensor:
+    def deactivate(grad: Tensor, y_t: Tensor) -> Tensor:
+        if nonlinearity == "tanh":
+            return grad * (1 - y_t * y_t)
+        if nonlinearity == "relu":
+            return grad * (y_t > 0)
         if nonlinearity == "leaky_relu":
-            return torch.nn.functional.leaky_relu(z, slope)
-        if nonlinearity == "modrelu":
-            return z.sign() * (z.abs() + bias).relu()
-        return z if nonlinearity == "identity" else getattr(torch, nonlinearity)(z)
+            return torch.where(y_t > 0, grad, slope * grad)
+        return grad * (y_t != 0) if nonlinearity == "modrelu" else grad
 
-    h, outputs, ended = h0, [], []
-    for (x_t,) in _in_order(zip(_steps(x, batch_sizes), strict=True), reverse):
-        if len(h) > len(x_t):
-            ended.append(h[len(x_t) :])
-            h = h[: len(x_t)]
-        elif len(h) < len(x_t):
-            h = torch.cat((h, h0[len(h) : len(x_t)]))
-        h = activate(x_t + (h @ p.mT if q is None else scale * h - (h @ q) @ p.mT))
-        outputs.append(h)
-    if not outputs:
-        return x.clone(), h0.clone()
-    # Going backward, rows cut off before the first step are not sequences that ended.
-    last = h if reverse else torch.cat((h, *reversed(ended)))
-    outputs = outputs[::-1] if reverse else outputs
-    return (torch.stack(outputs) if batch_sizes is None else torch.cat(outputs)), last
+    outputs = _steps(y, batch_sizes)
+    incoming = (None,) * len(outputs) if grad_y is None else _steps(grad_y, batch_sizes)
+    last = torch.zeros_like(h0) if grad_last is None else grad_last
+    carried, grads, starting = last, [], []
+    for y_t, dy_t in _in_order(zip(outputs, incoming, strict=True), not reverse):
+        size = len(y_t)
+        if len(carried) < size:
+            carried = torch.cat((carried, last[len(carried) : size]))
+        elif len(carried) > size:
+            if grads:
+                starting.append(carried[size:])
+            carried = carried[:size]
+        dz = deactivate(carried if dy_t is None else carried + dy_t, y_t)
+        carried = dz @ p if q is None else scale * dz - (dz @ p) @ q.mT
+        grads.append(dz)
+    if not grads:
+        return (
+            torch.zeros_like(y),
+            last,
+            y.new_zeros((*y.shape[:-1], 0 if q is None else len(q.mT))),
+        )
+    grads = grads if reverse else grads[::-1]
+    grad_z = torch.stack(grads) if batch_sizes is None else torch.cat(grads)
+    grad_h0 = torch.cat((carried, *reversed(starting)))
+    return grad_z, grad_h0, grad_z[..., :0] if q is None else grad_z @ p

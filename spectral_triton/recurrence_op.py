@@ -4,7 +4,8 @@ Note [Backward of the recurrence]
     With dz_t = φ'(z_t) ∘ (∂L/∂h_t as it arrives), the state's gradient is the same recurrence with
     P and Q exchanged, h ← σ∘dz - Q (Pᵀ dz). Everything else is one matrix product over all steps:
     ∂L/∂P = -Σ dz (Qᵀh)ᵀ, ∂L/∂Q = -Σ h (Pᵀdz)ᵀ, ∂L/∂σ = Σ h∘dz, or ∂L/∂W = Σ dz hᵀ when dense; h is
-    the state before the step. φ' is told from the output, so y is all that is kept besides Qᵀh.
+    the state before the step. φ' is told from the output, so y is all that is kept besides Qᵀh,
+    and second derivatives reach x through y.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from spectral_triton.backend import use_triton
-from spectral_triton.recurrence_loop import loop_bwd, loop_fwd, loop_plain, previous_states
+from spectral_triton.recurrence_loop import (
+    loop_bwd,
+    loop_bwd_plain,
+    loop_fwd,
+    previous_states,
+)
 from spectral_triton.validation import without_autocast
 
 # Elements of a temporary in a sum over all steps: small enough to stay in cache.
@@ -195,108 +200,70 @@ class Recurrence(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, h0, scale, p, q, bias, batch_sizes, *ctx.options = inputs
+        _, h0, scale, p, q, _, batch_sizes, *ctx.options = inputs
         y, _, coefficients = output
         ctx.mark_non_differentiable(coefficients)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, scale, p, q, bias, batch_sizes, y, coefficients)
+        ctx.save_for_backward(h0, scale, p, q, batch_sizes, y, coefficients)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: None) -> Any:
         if grad_y is None and grad_last is None:
             return (None,) * 10
-        needs = tuple(ctx.needs_input_grad[:6])
-        with without_autocast(ctx.saved_tensors[0].device.type):
-            grads = RecurrenceBackward.apply(
-                grad_y, grad_last, *ctx.saved_tensors, needs, *ctx.options
-            )
+        *state, batch_sizes, y, coefficients = ctx.saved_tensors
+        h0, _, _, q = state
+        *_, reverse = ctx.options
+        with without_autocast(y.device.type):
+            before = previous_states(y, h0, _sizes(batch_sizes), reverse)
+            if torch.is_grad_enabled():
+                options = (_sizes(batch_sizes), *ctx.options)
+                back = loop_bwd_plain(grad_y, grad_last, y, *state, *options)
+                # What was kept of the forward is no function of y and h0 to autograd.
+                kept = None if q is None else [h @ q for h, _ in before]
+            else:
+                back = recurrence_bwd(grad_y, grad_last, y, *state, batch_sizes, *ctx.options)
+                flat = coefficients.flatten(0, -2)
+                kept = None if q is None else [flat[rows] for _, rows in before]
+            grads = _gradients(*back, y, *state[1:], before, kept, ctx.needs_input_grad)
         return *grads, None, None, None, None
 
 
-class RecurrenceBackward(Function):
-    """The gradients of x, h0, scale, p, q, bias; differentiable once more through loop_plain."""
-
-    @staticmethod
-    def forward(
-        grad_y: Tensor | None,
-        grad_last: Tensor | None,
-        x: Tensor,
-        h0: Tensor,
-        scale: Tensor | None,
-        p: Tensor,
-        q: Tensor | None,
-        bias: Tensor | None,
-        batch_sizes: Tensor | None,
-        y: Tensor,
-        coefficients: Tensor,
-        needs: tuple[bool, ...],
-        nonlinearity: str,
-        slope: float,
-        reverse: bool,
-    ) -> tuple[Tensor | None, ...]:
-        grad_z, grad_h0, back = recurrence_bwd(
-            grad_y, grad_last, y, h0, scale, p, q, batch_sizes, nonlinearity, slope, reverse
-        )
-        n = y.shape[-1]
-        dz = grad_z.reshape(-1, n)
-        before = previous_states(y, h0, _sizes(batch_sizes), reverse)
-        grad_scale = grad_p = grad_q = grad_bias = None
-        if q is None:
-            if needs[3]:
-                grad_p = torch.zeros_like(p)
-                for h, rows in before:
-                    grad_p = grad_p.addmm(dz[rows].mT, h)
-        else:
-            if needs[3]:
-                grad_p = dz.mT @ -coefficients.reshape(-1, q.shape[-1])
-            if needs[4]:
-                grad_q = torch.zeros_like(q)
-                for h, rows in before:
-                    grad_q = grad_q.addmm(h.mT, back.reshape(-1, q.shape[-1])[rows], alpha=-1)
-            if needs[2]:
-                sums = [_sum_of_products(h, dz[rows]) for h, rows in before if len(h)]
-                grad_scale = sum(sums, torch.zeros_like(scale))
-        if bias is not None and needs[5]:
-            grad_bias = _sum_of_products(dz, y.reshape(-1, n).sign()) if len(dz) else bias * 0
-        return (
-            grad_z if needs[0] else None,
-            grad_h0 if needs[1] else None,
-            grad_scale,
-            grad_p,
-            grad_q,
-            grad_bias,
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, ctx.needs, ctx.nonlinearity, ctx.slope, ctx.reverse = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[:9])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        used = [i for i, g in enumerate(grads) if g is not None]
-        if not used:
-            return (None,) * 15
-        *saved, batch_sizes = ctx.saved_tensors
-        options = (_sizes(batch_sizes), ctx.nonlinearity, ctx.slope, ctx.reverse)
-        with torch.enable_grad(), without_autocast(saved[2].device.type):
-            inputs = [None if a is None else a.detach().requires_grad_() for a in saved]
-            grad_y, grad_last, *primals = inputs
-            pairs = zip(loop_plain(*primals, *options), (grad_y, grad_last), strict=True)
-            outputs, cotangents = zip(*((o, g) for o, g in pairs if g is not None), strict=True)
-            first = torch.autograd.grad(
-                outputs,
-                [primals[i] for i in used],
-                cotangents,
-                create_graph=True,
-                allow_unused=True,
-            )
-            chosen = [(f, grads[i]) for f, i in zip(first, used, strict=True) if f is not None]
-            present = [a for a in inputs if a is not None]
-            second = torch.autograd.grad(
-                [f for f, _ in chosen], present, [g for _, g in chosen], allow_unused=True
-            )
-        found = iter(second)
-        return *(None if a is None else next(found) for a in inputs), *(None,) * 7
+def _gradients(
+    grad_z: Tensor,
+    grad_h0: Tensor,
+    back: Tensor,
+    y: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    before: list[tuple[Tensor, slice]],
+    kept: list[Tensor] | None,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Those of x, h0, scale, p, q, bias as far as needed, from those of all pre-activations."""
+    dz = grad_z.reshape(-1, y.shape[-1])
+    back = back.flatten(0, -2)
+    grad_scale = grad_p = grad_q = grad_bias = None
+    if needs[3]:
+        grad_p = torch.zeros_like(p)
+        for i, (h, rows) in enumerate(before):
+            sign, right = (1, h) if kept is None else (-1, kept[i])
+            grad_p = grad_p.addmm(dz[rows].mT, right, alpha=sign)
+    if needs[4]:
+        grad_q = torch.zeros_like(q)
+        for h, rows in before:
+            grad_q = grad_q.addmm(h.mT, back[rows], alpha=-1)
+    if needs[2]:
+        sums = [_sum_of_products(h, dz[rows]) for h, rows in before if len(h)]
+        grad_scale = sum(sums, torch.zeros_like(scale))
+    if needs[5]:
+        signs = y.detach().reshape(-1, y.shape[-1]).sign()
+        grad_bias = _sum_of_products(dz, signs) if len(dz) else dz.sum(0)
+    return (
+        grad_z if needs[0] else None,
+        grad_h0 if needs[1] else None,
+        grad_scale,
+        grad_p,
+        grad_q,
+        grad_bias,
+    )
