@@ -1,0 +1,63 @@
+"""Both backends give the same values and gradients through the public names."""
+
+import pytest
+import torch
+from torch import nn
+
+from spectral_triton import HouseholderSVD, SpectralRNN, SVDLinear, spectral_recurrence, use_backend
+
+NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
+
+
+def _both(function, inputs):
+    results = []
+    for backend in ("triton", "torch"):
+        with use_backend(backend):
+            outputs = function()
+            loss = sum((y**2 * y.detach().cos()).sum() for y in outputs)
+            results.append((*outputs, *torch.autograd.grad(loss, inputs)))
+    return results
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(70, 2), (6, 6)], ids=["folded", "dense"])
+def test_recurrence(nonlinearity, reverse, n, k):
+    left, right = (torch.randn(k, n, requires_grad=True) for _ in range(2))
+    sigma = torch.rand(n, requires_grad=True)
+    x, h0 = torch.randn(4, 3, n, requires_grad=True), torch.randn(3, n, requires_grad=True)
+    bias = torch.randn(n, requires_grad=True) if nonlinearity == "modrelu" else None
+    inputs = [a for a in (x, h0, left, sigma, right, bias) if a is not None]
+
+    def run():
+        factors = HouseholderSVD(left, sigma, right)
+        options = {"nonlinearity": nonlinearity, "reverse": reverse, "bias": bias}
+        return (spectral_recurrence(x, h0, factors, **options),)
+
+    torch.testing.assert_close(*_both(run, inputs))
+
+
+@pytest.mark.parametrize("k", [2, None], ids=["folded", "dense"])
+def test_packed_bidirectional_rnn(k):
+    n = 70 if k else 7
+    rnn = SpectralRNN(3, n, 2, bidirectional=True, num_reflectors=k, dtype=torch.float64)
+    sequences = [torch.randn(length, 3, requires_grad=True) for length in (2, 4, 1)]
+
+    def run():
+        packed = nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+        output, h_n = rnn(packed)
+        return output.data, h_n
+
+    torch.testing.assert_close(*_both(run, [*sequences, *rnn.parameters()]))
+
+
+def test_only_the_last_state_has_a_gradient():
+    rnn = SpectralRNN(3, 70, num_reflectors=2, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    torch.testing.assert_close(*_both(lambda: rnn(x)[1:], [x, *rnn.parameters()]))
+
+
+def test_linear():
+    layer = SVDLinear(9, 6, dtype=torch.float64)
+    x = torch.randn(4, 9, requires_grad=True)
+    torch.testing.assert_close(*_both(lambda: (layer(x),), [x, *layer.parameters()]))

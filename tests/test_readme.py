@@ -1,0 +1,27 @@
+"""The examples of the README run as they stand, one after another."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_examples_run():
+    torch.set_default_dtype(torch.float32)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 4
+    names: dict[str, object] = {}
+    for index, block in enumerate(blocks):
+        exec(compile(block, str(README), "exec"), names)
+        if index == 0:
+            # What the comment at `solve` claims: the layer takes the solution to its output.
+            output = names["layer"](names["x"].mT)
+            torch.testing.assert_close(output, names["y"], rtol=1e-3, atol=1e-4)
+
+
+def test_links_lead_somewhere():
+    text = README.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (README.parent / target).exists(), target
