@@ -28,3 +28,9 @@ def require_contiguous(**tensors: Tensor | None) -> None:
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def launch_options(num_warps: int, hip: bool = torch.version.hip is not None) -> dict[str, int]:
+    options = {"num_warps": num_warps, "num_stages": 1}
+    # Told its limit, ptxas spills what does not fit; left alone it has fallen back to 32 registers.
+    return options if hip or num_warps < 16 else options | {"maxnreg": 128}

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from spectral_triton.kernels._activation import activate, activate_bwd
 from spectral_triton.kernels._dense import load_dense, multiply_dense
-from spectral_triton.kernels._launch import on_device, require_contiguous
+from spectral_triton.kernels._launch import launch_options, on_device, require_contiguous
 from spectral_triton.kernels._low_rank import load_factor, sum_over_features, sum_over_ranks
 from spectral_triton.kernels._sequence import count_steps, step_rows
 from spectral_triton.kernels.configuration import RecurrenceConfig, dense_config, folded_config
@@ -353,6 +353,5 @@ def _options(
         "BLOCK_R": config.block_r,
         "WARPS": config.num_warps,
         "LANES_N": config.lanes_n,
-        "num_warps": config.num_warps,
-        "num_stages": 1,
+        **launch_options(config.num_warps),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from spectral_triton.kernels._launch import on_device, require_contiguous
+from spectral_triton.kernels._launch import launch_options, on_device, require_contiguous
 from spectral_triton.kernels._low_rank import load_factor, sum_over_features
 from spectral_triton.kernels.configuration import t_factor_config
 from torch import Tensor
@@ -93,6 +93,6 @@ def t_factor_fwd(unit_reflectors: Tensor, block_size: int) -> Tensor:
                 WARPS=config.num_warps,
                 LANES_N=config.lanes_n,
                 TILED=config.block_n < n,
-                num_warps=config.num_warps,
+                **launch_options(config.num_warps),
             )
     return t_factors

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from spectral_triton.kernels import configuration
+from spectral_triton.kernels._launch import launch_options
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -39,7 +40,7 @@ TARGETS = {
 }
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 NAMES = {torch.float32: "fp32", torch.float64: "fp64"}
-REFLECTOR_SPILLS = 96  # bytes a thread of the reflector kernels may spill on sm_90
+REFLECTOR_SPILLS = 128  # bytes a thread of the reflector kernels may spill on sm_90
 
 # cycles until the result of an instruction can be used (Hopper, rounded)
 LATENCY = {"LDG": 600, "LDS": 30, "LDSM": 33, "SHFL": 24, "MUFU": 22, "LDC": 30, "LDL": 35}
@@ -200,7 +201,7 @@ def compile_case(case: Case, target: str) -> Cost:
         (i,): [["tt.divisibility", 16]] for i, a in enumerate(types) if types[a].startswith("*")
     }
     source = ASTSource(fn=kernel, signature=types, constexprs=case.constants, attrs=aligned)
-    options = {"num_warps": case.num_warps, "num_stages": 1}
+    options = launch_options(case.num_warps, hip=target.startswith("gfx"))
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     shared = compiled.metadata.shared
     if target.startswith("gfx"):
