@@ -5,9 +5,9 @@
 
 Every result is checked against float64 before it is timed. Times are medians of single calls,
 between CUDA events, after warm-up. Forward and backward of a recurrence hold the input projection
-and all weight gradients, as those of ``nn.RNN`` do; folding the factors, once per forward, is not
-in them. The floor is the larger of the arithmetic at the GPU's float32 rate and the sequences'
-traffic at its memory bandwidth, both given as arguments.
+and all weight gradients, as those of ``nn.RNN`` do; the kernels' own times leave out folding the
+factors, which is in those of the module, ``SpectralRNN``. The floor is the larger of the arithmetic
+at the GPU's float32 rate and the sequences' traffic at its memory bandwidth.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from spectral_triton.kernels import compact_wy, recurrence
 from spectral_triton.kernels.configuration import preferred_block_size, recurrence_form
 from torch import Tensor, nn
 
-from spectral_triton import reference
+from spectral_triton import SpectralRNN, reference
 
 INPUTS = 28  # features of a step: a row of an MNIST image
 TOLERANCE = 1e-4
@@ -115,32 +115,39 @@ def bench_recurrence(
     clock: Clock, steps: int, batch: int, n: int, r: int, device: torch.device
 ) -> dict[str, Any]:
     ours = FoldedRNN(steps, batch, n, r, device)
-    label = f"recurrence n={n} r={r} T={steps} B={batch}"
+    result: dict[str, Any] = {"name": f"recurrence n={n} r={r} T={steps} B={batch} {ours.form}"}
+    layers = {
+        "cudnn": nn.RNN(INPUTS, n).to(device),
+        "module": SpectralRNN(INPUTS, n, num_reflectors=min(n, r // 2), device=device),
+    }
+
+    def backward(layer: nn.Module) -> None:
+        layer.zero_grad()
+        layer(ours.inputs)[0].backward(ours.grad_y)
+
+    times = {}
+    for name, layer in layers.items():
+        with torch.no_grad():
+            times[f"{name} forward"] = clock(lambda layer=layer: layer(ours.inputs))
+        times[f"{name} both"] = clock(lambda layer=layer: backward(layer))
+    result |= {"seconds": times}
+    result["ratio"] = {
+        f"module {what}": times[f"cudnn {what}"] / times[f"module {what}"]
+        for what in ("forward", "both")
+    }
     if ours.form is None:
-        return {"name": label, "skipped": "no kernel serves these sizes"}
-    error = ours.error(min(steps, 64))
-    if not error < TOLERANCE:
-        return {"name": label, "error": error, "skipped": "wrong result"}
-    rival = nn.RNN(INPUTS, n).to(device)
-
-    def rival_forward_backward() -> None:
-        rival.zero_grad()
-        rival(ours.inputs)[0].backward(ours.grad_y)
-
+        return result | {"skipped": "no kernel serves these sizes"}
+    result["error"] = ours.error(min(steps, 64))
+    if not result["error"] < TOLERANCE:
+        return result | {"skipped": "wrong result"}
     with torch.no_grad():
-        times = {"forward": clock(ours.forward), "cudnn forward": clock(lambda: rival(ours.inputs))}
-    times["both"] = clock(ours.forward_backward)
-    times["cudnn both"] = clock(rival_forward_backward)
+        times |= {"forward": clock(ours.forward), "both": clock(ours.forward_backward)}
+    for what in ("forward", "both"):
+        result["ratio"][what] = times[f"cudnn {what}"] / times[what]
     flops = 2 * steps * batch * n * (n if ours.form == "dense" else 2 * r)
     floor = max(flops / PEAK_FLOPS, 8 * steps * batch * n / PEAK_BYTES)
-    return {
-        "name": f"{label} {ours.form}",
-        "error": error,
-        "seconds": times,
-        "ratio": {k: times[f"cudnn {k}"] / times[k] for k in ("forward", "both")},
-        "microseconds per step": times["forward"] / steps * 1e6,
-        "share of floor": floor / times["forward"],
-    }
+    result["microseconds per step"] = times["forward"] / steps * 1e6
+    return result | {"share of floor": floor / times["forward"]}
 
 
 def bench_reflectors(
@@ -217,6 +224,7 @@ def norm_drift(steps: int, n: int, r: int, device: torch.device) -> dict[str, An
 def table(results: list[dict[str, Any]]) -> str:
     lines = ["| what | forward ms | both ms | ratios to rivals (rival / ours) | note |"]
     lines.append("|---|---:|---:|---|---|")
+    columns = ("forward", "both")
     for result in results:
         note = result.get("skipped") or ", ".join(
             f"{key} {result[key]:.3g}"
@@ -224,7 +232,7 @@ def table(results: list[dict[str, Any]]) -> str:
             if key in result
         )
         seconds = result.get("seconds", {})
-        times = [f"{seconds[key] * 1e3:.3f}" if seconds else "" for key in ("forward", "both")]
+        times = [f"{seconds[key] * 1e3:.3f}" if key in seconds else "" for key in columns]
         ratios = ", ".join(f"{key} {value:.2f}" for key, value in result.get("ratio", {}).items())
         lines.append(f"| {result['name']} | {' | '.join(times)} | {ratios} | {note} |")
     return "\n".join(lines) + "\n"
