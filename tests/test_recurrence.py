@@ -1,6 +1,5 @@
 """The recurrence against a plain loop over the dense matrix, in float64: values and gradients."""
 
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
