@@ -31,7 +31,7 @@ if [ "$mode" != rehearse ]; then
 fi
 
 section "tests"
-tests=(tests/kernels tests/test_backend.py)
+tests=(tests/kernels tests/test_backend.py tests/test_backends_agree.py tests/test_householder_op.py)
 options=(-q -p no:cacheprovider)
 if [ "$mode" = rehearse ]; then
     export TRITON_INTERPRET=1

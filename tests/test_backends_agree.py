@@ -9,6 +9,12 @@ from spectral_triton import HouseholderSVD, SpectralRNN, SVDLinear, spectral_rec
 NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
 
 
+@pytest.fixture(autouse=True)
+def _on_kernel_device(kernel_device):
+    with kernel_device:
+        yield
+
+
 def _both(function, inputs):
     results = []
     for backend in ("triton", "torch"):

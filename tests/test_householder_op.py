@@ -7,6 +7,12 @@ from spectral_triton import apply_reflectors, householder_op, householder_produc
 from spectral_triton.compact_wy import blocks, unit_rows
 
 
+@pytest.fixture(autouse=True)
+def _on_kernel_device(kernel_device):
+    with kernel_device:
+        yield
+
+
 def _value_and_gradients(backend, function, *inputs):
     with use_backend(backend):
         y = function(*inputs)
