@@ -23,6 +23,7 @@ from spectral_triton.recurrence_loop import (
     loop_fwd,
     previous_states,
 )
+from spectral_triton.recurrence_vmap import vmap_rule
 from spectral_triton.validation import without_autocast
 
 # Elements of a temporary in a sum over all steps: small enough to stay in cache.
@@ -149,6 +150,12 @@ def _(
     return torch.empty_like(y), grad_h0, coefficients
 
 
+recurrence_fwd.register_vmap(vmap_rule(recurrence_fwd, {0: 1, 1: 0}, 6, (1, 1)))
+recurrence_bwd.register_vmap(
+    vmap_rule(recurrence_bwd, {0: 1, 1: 0, 2: 1, 3: 0}, 7, (1, 0, 1)),
+)
+
+
 def _last_rows(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
     """Where among the rows of all states each sequence has its last one."""
     sequences = torch.arange(h0.shape[0])
@@ -179,6 +186,8 @@ def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
 
 class Recurrence(Function):
     """(y, last states, Qᵀh) of the recurrence; arguments as recurrence_fwd, full precision."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
