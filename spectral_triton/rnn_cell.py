@@ -19,7 +19,7 @@ from spectral_triton.rnn_parameters import (
 from spectral_triton.rnn_state import check_input, initial_state
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
-from spectral_triton.validation import check_choice, check_integer
+from spectral_triton.validation import check_choice, check_floating, check_integer
 from spectral_triton.weight import INITIALIZERS, SVDWeight
 
 
@@ -117,15 +117,21 @@ class SpectralRNNCell(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""
-        batched = isinstance(input, Tensor) and input.dim() == 2
-        if isinstance(input, Tensor) and input.dim() not in (1, 2):
+        check_floating("input", input)
+        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
             raise ValueError(
-                f"input must be (B, input_size) or (input_size,), got shape {tuple(input.shape)}"
+                f"input must be (B, input_size) or (input_size,) with input_size = "
+                f"{self.input_size}, got shape {tuple(input.shape)}"
             )
-        steps = input if not isinstance(input, Tensor) else input.unsqueeze(0)
-        x = check_input(steps, self.input_size, False)
-        state = None if hx is None else torch.unsqueeze(hx, 0)
-        h0 = initial_state(state, x, (1, x.shape[1], self.hidden_size), batched, None)
+        batched = input.dim() == 2
+        x = check_input(input.unsqueeze(0), self.input_size, False)
+        if hx is not None:
+            check_floating("hx", hx)
+            expected = (*input.shape[:-1], self.hidden_size)
+            if tuple(hx.shape) != expected:
+                raise ValueError(f"hx must have shape {expected}, got {tuple(hx.shape)}")
+            hx = hx.unsqueeze(0)
+        h0 = initial_state(hx, x, (1, x.shape[1], self.hidden_size), batched, None)
         options = (self.nonlinearity, self.negative_slope, modrelu_bias(self, ""), False, None)
         h = run(project_input(self, "", x), h0[0], self.factors, *options)[1]
         return h if batched else h.squeeze(0)
