@@ -1,0 +1,1 @@
+"""Other people's ways to the same results, each behind the same small adapter."""
