@@ -102,7 +102,8 @@ class SVDLinear(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         if self.bias is None:
-            return self.svd(x)
+            # A copy, since backward keeps the product: layer and nn.ReLU(inplace=True) go together.
+            return self.svd(x).clone()
         # Half precision is rounded once, after the bias.
         wide = x.to(full_precision(x.dtype, self.bias.dtype)) if x.dtype.itemsize == 2 else x
         return (self.svd(wide) + self.bias).to(x.dtype)

@@ -44,10 +44,13 @@ def reset_cell_parameters_(module: nn.Module, suffix: str) -> None:
 
 def project_input(module: nn.Module, suffix: str, x: Tensor) -> Tensor:
     """W_ih x + b_ih + b_hh for all steps at once."""
+    weight = module._parameters[f"weight_ih{suffix}"]
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
     bias = module._parameters.get(f"bias_ih{suffix}")
     if bias is not None:
         bias = bias + module._parameters[f"bias_hh{suffix}"]
-    return nn.functional.linear(x, module._parameters[f"weight_ih{suffix}"], bias)
+    return nn.functional.linear(x, weight, bias)
 
 
 def modrelu_bias(module: nn.Module, suffix: str) -> Tensor | None:

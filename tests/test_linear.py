@@ -279,3 +279,12 @@ def test_factors_solve_what_the_layer_did():
     expected = torch.linalg.slogdet(layer.weight)
     assert sign == expected.sign
     torch.testing.assert_close(logabsdet, expected.logabsdet)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_place_activation_may_follow(bias):
+    layer = SVDLinear(6, 5, bias)
+    x = torch.randn(3, 6, requires_grad=True)
+    torch.relu_(layer(x)).sum().backward()
+    expected = torch.autograd.grad(torch.relu(layer(x)).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
