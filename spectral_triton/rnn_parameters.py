@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.validation import check_floating
+
 
 def add_cell_parameters(
     module: nn.Module,
@@ -26,8 +28,9 @@ def add_cell_parameters(
     if nonlinearity == "modrelu":
         shapes["bias_modrelu"] = (hidden_size,)
     for name, shape in shapes.items():
-        parameter = nn.Parameter(torch.empty(shape, **options))
-        module.register_parameter(f"{name}{suffix}", parameter)
+        tensor = torch.empty(shape, **options)
+        check_floating("dtype", tensor)
+        module.register_parameter(f"{name}{suffix}", nn.Parameter(tensor))
 
 
 @torch.no_grad()
