@@ -66,7 +66,16 @@ class Copying(Task):
 
     @classmethod
     def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:
-        return Settings(steps=4000, hidden_size=128, batch_size=50)
+        # A linear recurrence that begins as rotations: the symbols only have to come round again.
+        return Settings(
+            steps=4000,
+            hidden_size=128,
+            nonlinearity="identity",
+            init="cayley",
+            learning_rate=3e-3,
+            reflector_rate=3e-3,
+            sigma_rate=1.5e-2,
+        )
 
     @classmethod
     def build(

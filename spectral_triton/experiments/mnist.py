@@ -139,7 +139,15 @@ class PixelMNIST(SequenceClassification):
 
     @classmethod
     def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:
-        return Settings(epochs=3, hidden_size=128, batch_size=100, evaluations=12)
+        return Settings(
+            epochs=3,
+            hidden_size=128,
+            batch_size=100,
+            learning_rate=2e-3,
+            reflector_rate=2e-3,
+            sigma_rate=1e-2,
+            evaluations=12,
+        )
 
     @classmethod
     def build(

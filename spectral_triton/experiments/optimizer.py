@@ -32,7 +32,9 @@ def build_optimizer(model: nn.Module, settings: Settings) -> AdamW:
     }
     groups = []
     for group, rate in rates.items():
-        parameters = [p for name, p in model.named_parameters() if group_of(name) == group]
+        parameters = [
+            p for name, p in model.named_parameters() if p.requires_grad and group_of(name) == group
+        ]
         if parameters:
             groups.append(
                 {

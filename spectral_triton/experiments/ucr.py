@@ -194,7 +194,13 @@ class UCRSeries(SequenceClassification):
 
     @classmethod
     def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:
-        return Settings(steps=3000, hidden_size=64, batch_size=32)
+        return Settings(
+            steps=1500,
+            batch_size=32,
+            learning_rate=3e-3,
+            reflector_rate=3e-3,
+            sigma_rate=1.5e-2,
+        )
 
     @classmethod
     def build(

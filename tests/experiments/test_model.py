@@ -93,6 +93,14 @@ def test_singular_values_are_those_of_the_transition(name):
     assert low - 1e-6 <= float(expected.min()) <= float(expected.max()) <= high + 1e-6
 
 
+def test_one_of_two_equal_biases_is_trained():
+    trained = {n for n, p in make("spectral", layers=2).named_parameters() if p.requires_grad}
+    assert {n for n in trained if "bias" in n and "encoder" in n} == {
+        "encoder.bias_ih_l0",
+        "encoder.bias_ih_l1",
+    }
+
+
 def test_gated_models_have_no_single_transition():
     assert make("lstm").singular_values() is None
     assert make("rnn", nonlinearity="tanh").singular_values().shape == (6,)

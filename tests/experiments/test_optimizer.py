@@ -49,7 +49,9 @@ def test_rates_and_decay():
     torch.testing.assert_close(model.bias, torch.full((2,), 1 - 0.1 * 0.5))
 
 
-def test_every_parameter_once_and_no_empty_group():
-    model = nn.Linear(2, 3)
+def test_every_trained_parameter_once_and_no_empty_group():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    model[1].bias.requires_grad_(False)
     (group,) = build_optimizer(model, Settings(steps=1)).param_groups
-    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+    expected = [model[0].weight, model[0].bias, model[1].weight]
+    assert [id(p) for p in group["params"]] == [id(p) for p in expected]

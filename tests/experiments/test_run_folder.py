@@ -43,7 +43,7 @@ def test_a_run_is_continued_only_on_request(tmp_path, config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"overrides": {"margin": 0.5}}, "margin is 0.01 there and 0.5 here"),
+        ({"overrides": {"margin": 0.5}}, "margin is 0.02 there and 0.5 here"),
         ({"options": {"length": 9}}, "length is 200 there and 9 here"),
         ({"seed": 1}, "seed is 0 there and 1 here"),
         ({"dtype": "float64"}, "dtype is 'float32' there and 'float64' here"),

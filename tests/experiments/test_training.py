@@ -124,7 +124,7 @@ def test_what_is_recorded(train):
     assert (summary["tested_step"], summary["validation"]) == (best["step"], best["mse"])
     spectra = [r for r in records if r["kind"] == "spectrum"]
     assert [r["step"] for r in spectra] == [0, 5, 9, 13]
-    assert all(0.99 <= s <= 1.01 for r in spectra for s in r["singular_values"])
+    assert all(0.98 <= s <= 1.02 for r in spectra for s in r["singular_values"])
 
 
 def test_best_weights_are_the_ones_tested(train):
