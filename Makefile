@@ -21,7 +21,7 @@ train: $(STAMP)
 	$(BIN)/spectral-triton train adding --model spectral,lstm --output runs/adding
 
 test: $(STAMP)
-	$(BIN)/pytest --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
