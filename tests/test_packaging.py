@@ -1,0 +1,221 @@
+"""What is installed: package list, test mirror, import without Triton, public names."""
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import spectral_triton
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {
+    "spectral_triton": "tests",
+    "spectral_triton/experiments": "tests/experiments",
+    "kernels": "tests/kernels",
+}
+MODULES = [
+    (module.relative_to(ROOT).as_posix(), f"{tests}/test_{module.name}")
+    for folder, tests in FOLDERS.items()
+    for module in sorted((ROOT / folder).glob("[!_]*.py"))
+]
+# DESIGN.md, public names.
+NAMES = (
+    "FixedSpectrum",
+    "HouseholderSVD",
+    "SVDLinear",
+    "SigmoidSpectrum",
+    "SoftplusSpectrum",
+    "SpectralRNN",
+    "SpectralRNNCell",
+    "apply_reflectors",
+    "backend_info",
+    "householder_product",
+    "parametrizations",
+    "reflectors_from_orthogonal",
+    "spectral_recurrence",
+    "use_backend",
+)
+
+
+@pytest.fixture(scope="module")
+def pyproject():
+    # pytest brings tomli where the standard library has no tomllib yet.
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    return toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def python(code, folder, **environment):
+    """Standard output of a fresh interpreter in an empty folder."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    result = subprocess.run(
+        [sys.executable, *(("-c", code) if isinstance(code, str) else code)],
+        cwd=folder,
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(("module", "tests"), MODULES, ids=[module for module, _ in MODULES])
+def test_every_module_has_its_tests(module, tests):
+    assert "def test_" in (ROOT / tests).read_text(encoding="utf-8")
+
+
+def test_every_folder_of_modules_is_known_to_the_mirror():
+    folders = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("spectral_triton/**/*.py")}
+    assert folders | {"kernels"} == FOLDERS.keys()
+    assert {p.parent.name for p in ROOT.glob("kernels/**/*.py")} == {"kernels"}
+    assert not list(ROOT.glob("tests/**/__init__.py"))
+
+
+def test_every_package_is_listed(pyproject):
+    on_disk = {
+        ".".join(init.parent.relative_to(ROOT).parts)
+        for init in ROOT.glob("spectral_triton/**/__init__.py")
+    }
+    settings = pyproject["tool"]["setuptools"]
+    assert len(set(settings["packages"])) == len(settings["packages"])
+    assert set(settings["packages"]) == on_disk | {"spectral_triton.kernels"}
+    assert settings["package-dir"] == {
+        "spectral_triton": "spectral_triton",
+        "spectral_triton.kernels": "kernels",
+    }
+    assert (ROOT / "kernels/__init__.py").exists()
+    assert (ROOT / "spectral_triton/py.typed").exists()
+    assert settings["package-data"]["spectral_triton"] == ["py.typed"]
+
+
+def test_one_version(pyproject):
+    assert pyproject["project"]["dynamic"] == ["version"]
+    assert importlib.metadata.version("spectral-triton") == spectral_triton.__version__
+
+
+def test_core_dependencies_are_light(pyproject):
+    names = {
+        entry.split(">")[0].split(";")[0].strip() for entry in pyproject["project"]["dependencies"]
+    }
+    assert names == {"torch", "numpy", "triton"}
+
+
+def test_kernels_are_ours_only_under_our_name(tmp_path):
+    code = """
+import importlib.util, spectral_triton.kernels
+print(spectral_triton.kernels.__name__)
+found = importlib.util.find_spec("kernels")
+print(found.origin if found else None)
+"""
+    name, origin = python(code, tmp_path).splitlines()
+    assert name == "spectral_triton.kernels"
+    assert origin == "None" or not Path(origin).is_relative_to(ROOT)
+
+
+def break_triton(folder, error):
+    (folder / "triton").mkdir()
+    (folder / "triton/__init__.py").write_text(f"raise {error}('no driver')\n", encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_works_where_triton_is_absent(tmp_path):
+    code = """
+import torch, spectral_triton
+rnn = spectral_triton.SpectralRNN(2, 70, num_reflectors=1)
+y, _ = rnn(torch.randn(3, 2, 2))
+y.sum().backward()
+print(rnn.weight_ih_l0.grad.isfinite().all().item())
+print(spectral_triton.backend_info())
+try:
+    import triton
+except ImportError as error:
+    print(error)
+"""
+    output = python(code, tmp_path, **break_triton(tmp_path, "ImportError"))
+    assert output.startswith("True\ntorch ")
+    assert output.endswith("no driver\n")
+
+
+def test_imports_where_triton_is_broken(tmp_path):
+    # torch._dynamo, which torch loads with the first registered op, does not bear this.
+    code = """
+import torch, spectral_triton
+q = spectral_triton.householder_product(torch.randn(2, 3))
+torch.testing.assert_close(spectral_triton.apply_reflectors(q, torch.zeros(2, 3)), q)
+print(spectral_triton.SVDLinear(3, 2)(torch.ones(3)).isfinite().all().item())
+"""
+    assert python(code, tmp_path, **break_triton(tmp_path, "RuntimeError")) == "True\n"
+
+
+def test_import_is_light_fast_and_without_side_effects(tmp_path):
+    code = """
+import os, sys, time, torch, warnings
+warnings.simplefilter("error")
+state, environment = torch.get_rng_state(), dict(os.environ)
+settings = lambda: (
+    torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
+    torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
+)
+before, loaded, start = settings(), set(sys.modules), time.perf_counter()
+import spectral_triton
+print(time.perf_counter() - start)
+heavy = ("triton", "matplotlib", "typer", "rich", "tensorboard", "pooch", "torch._dynamo")
+loaded = set(sys.modules) - loaded
+assert not [n for n in heavy if any(m == n or m.startswith(n + ".") for m in loaded)]
+assert torch.equal(state, torch.get_rng_state())
+assert settings() == before
+assert dict(os.environ) == environment
+"""
+    assert min(float(python(code, tmp_path)) for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_designed_names_are_public(name):
+    assert name in spectral_triton.__all__
+
+
+@pytest.mark.parametrize("name", spectral_triton.__all__)
+def test_public_names_are_documented(name):
+    value = getattr(spectral_triton, name)
+    assert value.__doc__
+    # Inherited text documents something else.
+    assert not inspect.isclass(value) or "__doc__" in vars(value)
+
+
+def test_public_names_are_sorted_and_complete():
+    assert spectral_triton.__all__ == sorted(spectral_triton.__all__)
+    own = {
+        name
+        for name, value in vars(spectral_triton).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert own <= set(spectral_triton.__all__)
+    assert callable(spectral_triton.parametrizations.svd)
+
+
+def test_signatures_are_those_of_torch():
+    for own, plain in (
+        (spectral_triton.SVDLinear, nn.Linear),
+        (spectral_triton.SpectralRNNCell, nn.RNNCell),
+    ):
+        theirs = list(inspect.signature(plain).parameters)
+        assert list(inspect.signature(own).parameters)[: len(theirs)] == theirs
+    # nn.RNN itself takes (*args, **kwargs).
+    parameters = inspect.signature(spectral_triton.SpectralRNN).parameters.values()
+    positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+    assert " ".join(positional) == (
+        "input_size hidden_size num_layers nonlinearity bias batch_first dropout bidirectional "
+        "device dtype"
+    )
+
+
+def test_command_line_starts(tmp_path):
+    text = python(["-m", "spectral_triton", "--help"], tmp_path)
+    assert "train" in text
+    assert "info" in text
