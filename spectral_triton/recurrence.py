@@ -104,6 +104,7 @@ def spectral_recurrence(
     n = factors.shape[-1]
     if x.dim() != 3 or x.shape[-1] != n:
         raise ValueError(f"x must have shape (T, B, n) with n = {n}, got {tuple(x.shape)}")
+    check_nonlinearity(nonlinearity, negative_slope)
     return run(x, h0, factors, nonlinearity, negative_slope, bias, reverse, None)[0]
 
 
@@ -118,7 +119,7 @@ def run(
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """All states and the last ones, for (T, B, n) or the rows of a PackedSequence."""
-    check_nonlinearity(nonlinearity, negative_slope)
+    check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     if len(factors.shape) != 2 or factors.shape[0] != factors.shape[1]:
         raise ValueError(f"factors must be one square matrix, got shape {tuple(factors.shape)}")
     n = factors.shape[-1]
