@@ -274,18 +274,55 @@ def test_autocast_errs_no_more_than_torch():
     assert error <= 2 * theirs + 2 * torch.finfo(torch.bfloat16).eps
 
 
-def test_compiles_without_a_graph_break():
-    own = randomize(SpectralRNN(2, 5, 2, bidirectional=True))
-    compiled = torch.compile(own, backend="aot_eager", fullgraph=True)
-    x, h0 = torch.randn(4, 3, 2, requires_grad=True), torch.randn(4, 3, 5)
-    of = [x, *own.parameters()]
-    results = []
-    for rnn in (own, compiled):
-        output, h_n = rnn(x, h0)
-        loss = output.pow(3).sum() + h_n.sum()
-        results.append((output, h_n, *torch.autograd.grad(loss, of)))
-    for expected, actual in zip(*results, strict=True):
-        close(actual, expected)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_without_a_graph_break(dynamic):
+    # Two layers or two directions add nothing but time here.
+    own = randomize(SpectralRNN(2, 5, bidirectional=not dynamic))
+    torch._dynamo.reset()
+    compiled = torch.compile(own, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for time in (4, 7) if dynamic else (4,):
+        x, h0 = torch.randn(time, 3, 2, requires_grad=True), torch.randn(2 - bool(dynamic), 3, 5)
+        of = [x, *own.parameters()]
+        results = []
+        for rnn in (own, compiled):
+            output, h_n = rnn(x, h0)
+            loss = output.pow(3).sum() + h_n.sum()
+            results.append((output, h_n, *torch.autograd.grad(loss, of)))
+        for expected, actual in zip(*results, strict=True):
+            close(actual, expected)
+
+
+def test_exports_with_any_length():
+    own = randomize(SpectralRNN(2, 5)).eval()
+    lengths = torch.export.Dim("T", min=2, max=100)
+    program = torch.export.export(own, (torch.randn(4, 3, 2),), dynamic_shapes=({0: lengths},))
+    x = torch.randn(9, 3, 2)
+    close(program.module()(x), own(x))
+
+
+def test_functional_calls_and_gradients_per_sample():
+    own = randomize(SpectralRNN(2, 5))
+    parameters, x = dict(own.named_parameters()), torch.randn(3, 4, 2)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(own, parameters, (x,))[0].pow(3).sum()
+
+    together = torch.func.vmap(torch.func.grad(loss), (None, 1))(parameters, x)
+    for b in range(4):
+        alone = torch.autograd.grad(loss(parameters, x[:, b]), tuple(parameters.values()))
+        for name, expected in zip(parameters, alone, strict=True):
+            close(together[name][b], expected)
+
+
+def test_inference_modes_change_nothing():
+    own = SpectralRNN(2, 5, 2, bidirectional=True, init="haar")
+    x = torch.randn(4, 3, 2)
+    expected = own(x)[0]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            output = own(x)[0]
+        assert torch.equal(output, expected)
+        assert not output.requires_grad
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
