@@ -98,7 +98,6 @@ def summary_table(title: str, metric: Metric, summaries: Sequence[dict[str, Any]
         ("params", "right"),
         (f"test {metric.name}", "right"),
         ("at step", "right"),
-        (f"last {metric.name}", "right"),
         ("ms/step", "right"),
         ("time", "right"),
     ):
@@ -112,7 +111,6 @@ def summary_table(title: str, metric: Metric, summaries: Sequence[dict[str, Any]
             f"{summary['parameters']:,}",
             f"[bold]{value:.4g}[/]" if value == best else f"{value:.4g}",
             f"{summary['tested_step']:,}",
-            f"{summary['last_test'][metric.name]:.4g}",
             f"{1e3 * summary['seconds'] / summary['timed_steps']:.1f}"
             if summary["timed_steps"]
             else "-",

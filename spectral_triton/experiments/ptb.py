@@ -158,7 +158,19 @@ class PennTreebank(Task):
 
     @classmethod
     def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:
-        return Settings(epochs=2, hidden_size=256, batch_size=20, evaluations=8)
+        # Words matter for a few steps and then should fade: a wide band around random rotations.
+        return Settings(
+            epochs=3,
+            hidden_size=200,
+            batch_size=20,
+            nonlinearity="tanh",
+            init="haar",
+            margin=0.5,
+            learning_rate=3e-3,
+            reflector_rate=3e-3,
+            sigma_rate=1.5e-2,
+            evaluations=12,
+        )
 
     @classmethod
     def build(

@@ -45,7 +45,6 @@ def test_table_names_the_best(higher, bold):
             "seed": 0,
             "parameters": 1234,
             "test": {"mse": value},
-            "last_test": {"mse": value},
             "tested_step": 9,
             "seconds": 75.0,
             "timed_steps": steps,
