@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spectral_triton import compact_wy
 from spectral_triton.backend import use_triton
+from spectral_triton.registered_op import registered_op
 
 
 def _launches(v: Tensor, *others: Tensor) -> bool:
@@ -28,7 +29,11 @@ def _batched(rows: Tensor) -> Tensor:
     return (rows if rows.dim() == 3 else rows.unsqueeze(0)).contiguous()
 
 
-@torch.library.custom_op("spectral_triton::t_factor", mutates_args=())
+def _t_factor_fake(v: Tensor) -> Tensor:
+    return v.new_empty(*v.shape[:-1], v.shape[-2])
+
+
+@registered_op("t_factor", _t_factor_fake)
 def t_factor(v: Tensor) -> Tensor:
     """T of all blocks."""
     if not _launches(v):
@@ -39,12 +44,11 @@ def t_factor(v: Tensor) -> Tensor:
     return t_factor_fwd(v.reshape(-1, m * b, n).contiguous(), b).reshape(*v.shape[:-1], b)
 
 
-@t_factor.register_fake
-def _(v: Tensor) -> Tensor:
-    return v.new_empty(*v.shape[:-1], v.shape[-2])
+def _apply_fwd_fake(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("spectral_triton::apply_reflectors_fwd", mutates_args=())
+@registered_op("apply_reflectors_fwd", _apply_fwd_fake)
 def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool) -> Tensor:
     """x Qᵀ, or x Q if transpose."""
     if not _launches(v, x, t):
@@ -54,12 +58,14 @@ def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
     return kernels.apply_fwd(_batched(x), *_flat(v, t), transpose).view(x.shape)
 
 
-@apply_fwd.register_fake
-def _(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _apply_bwd_fake(
+    y: Tensor, grad_y: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
+) -> tuple[Tensor, Tensor]:
+    grad_x = torch.empty_like(y, memory_format=torch.contiguous_format)
+    return grad_x, v.new_empty(*v.shape[:-3], v.shape[-3] * v.shape[-2], v.shape[-1])
 
 
-@torch.library.custom_op("spectral_triton::apply_reflectors_bwd", mutates_args=())
+@registered_op("apply_reflectors_bwd", _apply_bwd_fake)
 def apply_bwd(
     y: Tensor, grad_y: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
 ) -> tuple[Tensor, Tensor]:
@@ -73,11 +79,3 @@ def apply_bwd(
     # Copies: an op's outputs must not share memory, nor depend on how they were computed.
     k = v.shape[-3] * v.shape[-2]
     return grads[0].reshape(y.shape).clone(), grads[1].reshape(*v.shape[:-3], k, v.shape[-1])
-
-
-@apply_bwd.register_fake
-def _(
-    y: Tensor, grad_y: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
-) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty_like(y, memory_format=torch.contiguous_format)
-    return grad_x, v.new_empty(*v.shape[:-3], v.shape[-3] * v.shape[-2], v.shape[-1])

@@ -24,6 +24,7 @@ from spectral_triton.recurrence_loop import (
     previous_states,
 )
 from spectral_triton.recurrence_vmap import vmap_rule
+from spectral_triton.registered_op import register_vmap, registered_op
 from spectral_triton.validation import without_autocast
 
 # Elements of a temporary in a sum over all steps: small enough to stay in cache.
@@ -53,7 +54,19 @@ def _launches(
     return use_triton("folded_recurrence", x, h0, scale, p, q, bias, n=x.shape[-1], r=q.shape[-1])
 
 
-@torch.library.custom_op("spectral_triton::recurrence_fwd", mutates_args=())
+def _recurrence_fwd_fake(
+    x: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    *rest: object,
+) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return y, x.new_empty((*x.shape[:-1], 0 if q is None else q.shape[-1]))
+
+
+@registered_op("recurrence_fwd", _recurrence_fwd_fake)
 def recurrence_fwd(
     x: Tensor,
     h0: Tensor,
@@ -84,20 +97,22 @@ def recurrence_fwd(
     return y, coefficients
 
 
-@recurrence_fwd.register_fake
-def _(
-    x: Tensor,
+def _recurrence_bwd_fake(
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    y: Tensor,
     h0: Tensor,
     scale: Tensor | None,
     p: Tensor,
     q: Tensor | None,
     *rest: object,
-) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, x.new_empty((*x.shape[:-1], 0 if q is None else q.shape[-1]))
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    coefficients = y.new_empty((*y.shape[:-1], 0 if q is None else q.shape[-1]))
+    return torch.empty_like(y), grad_h0, coefficients
 
 
-@torch.library.custom_op("spectral_triton::recurrence_bwd", mutates_args=())
+@registered_op("recurrence_bwd", _recurrence_bwd_fake)
 def recurrence_bwd(
     grad_y: Tensor | None,
     grad_last: Tensor | None,
@@ -134,24 +149,9 @@ def recurrence_bwd(
     return grad_z, grad_h0, coefficients
 
 
-@recurrence_bwd.register_fake
-def _(
-    grad_y: Tensor | None,
-    grad_last: Tensor | None,
-    y: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    *rest: object,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    coefficients = y.new_empty((*y.shape[:-1], 0 if q is None else q.shape[-1]))
-    return torch.empty_like(y), grad_h0, coefficients
-
-
-recurrence_fwd.register_vmap(vmap_rule(recurrence_fwd, {0: 1, 1: 0}, 6, (1, 1)))
-recurrence_bwd.register_vmap(
+register_vmap(recurrence_fwd, vmap_rule(recurrence_fwd, {0: 1, 1: 0}, 6, (1, 1)))
+register_vmap(
+    recurrence_bwd,
     vmap_rule(recurrence_bwd, {0: 1, 1: 0, 2: 1, 3: 0}, 7, (1, 0, 1)),
 )
 

@@ -85,8 +85,8 @@ class SVDWeight(nn.Module):
         k_u, k_v = self.num_reflectors
         p = min(out_features, in_features)
         options = {"device": device, "dtype": dtype}
+        check_floating("dtype", torch.empty(0, **options))
         self.left = nn.Parameter(torch.empty(k_u, out_features, **options))
-        check_floating("dtype", self.left.detach())
         raw = nn.Parameter(torch.empty(p, **options)) if self.spectrum.trainable else None
         self.register_parameter("raw_singular_values", raw)
         self.right = nn.Parameter(torch.empty(k_v, in_features, **options))
