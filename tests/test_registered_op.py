@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import spectral_triton  # noqa: F401, since importing registers
+
 PROGRAM = """
 import sys
+import spectral_triton  # noqa: F401, since importing registers
 import torch
 import spectral_triton as st
 rnn = st.SpectralRNN(3, 70, num_reflectors=2)
