@@ -10,7 +10,8 @@ help:
 	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
 	@echo "make test         run the tests"
 	@echo "make lint         check style"
-	@echo "make bench-quick  benchmarks against what is installed, about 1 minute"
+	@echo "make bench        benchmarks against the peers that are installed, about 10 minutes"
+	@echo "make bench-quick  a small selection of them, about 1 minute"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +23,14 @@ train: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet
+
+bench: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	OMP_NUM_THREADS=2 $(BIN)/pytest perf --label full
+
+bench-quick: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	OMP_NUM_THREADS=2 $(BIN)/pytest perf --quick --label quick
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
