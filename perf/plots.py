@@ -8,7 +8,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
-from records import OURS, Record, Report
+from records import OURS, Report
 
 BOTH = "forward+backward"
 OWN, OTHER, FLOOR = "#c2410c", "#64748b", "#0f766e"
@@ -76,33 +76,33 @@ def product_over_n(report: Report, folder: Path) -> str | None:
 
 
 def linear_peers(report: Report, folder: Path) -> str | None:
-    """All layers at one size as bars."""
-    found = [
-        r
-        for r in report.records
-        if (r.op, r.way) == ("linear", BOTH) and r.sizes == {"n": 512, "k": 512, "batch": 32}
-    ]
-    try:
-        few: Record | None = report.find("linear", OURS, BOTH, n=512, k=16, batch=32)
-    except KeyError:
-        few = None
-    if len(found) < 3:
+    """All layers at one size as bars: ratios of the races, so that all share one scale."""
+    sizes = {"n": 512, "k": 512, "batch": 32}
+    found = [r for r in report.records if (r.op, r.way) == ("linear", BOTH) and r.sizes == sizes]
+    bars = [(r.contender, r.ratio, r.ratio_range) for r in found if r.contender != OURS]
+    if len(bars) < 3:
         return None
-    bars = [(r.contender, r) for r in found]
-    bars = [(f"{OURS}, full" if name == OURS else name, r) for name, r in bars]
-    if few:
-        bars.append((f"{OURS}, 16 reflectors", few))
-    bars.sort(key=lambda bar: -bar[1].seconds)
+    bars.append((f"{OURS}, all reflectors", 1.0, (1.0, 1.0)))
+    try:
+        # Against nn.Linear, whose own race against all reflectors gives the common scale.
+        few = report.find("linear", OURS, BOTH, n=512, k=16, batch=32)
+        scale = report.find("linear", "nn.Linear", BOTH, **sizes).ratio
+        low, high = few.ratio_range
+        bars.append((f"{OURS}, 16 reflectors", few.ratio * scale, (low * scale, high * scale)))
+    except KeyError:
+        pass
+    bars.sort(key=lambda bar: -bar[1])
     figure, axes = plt.subplots(figsize=(7.2, 0.32 * len(bars) + 1.1))
-    times = [1e3 * r.seconds for _, r in bars]
-    colors = [OWN if r.contender == OURS else OTHER for _, r in bars]
-    axes.barh([name for name, _ in bars], times, color=colors)
-    for row, time in enumerate(times):
-        axes.text(time * 1.06, row, f"{time:.3g}", va="center", fontsize=7)
+    ratios = [ratio for _, ratio, _ in bars]
+    colors = [OWN if name.startswith(OURS) else OTHER for name, _, _ in bars]
+    axes.barh([name for name, _, _ in bars], ratios, color=colors)
+    for row, (_, ratio, (low, high)) in enumerate(bars):
+        axes.plot([min(low, ratio), max(high, ratio)], [row, row], color="black", linewidth=1)
+        axes.text(max(high, ratio) * 1.1, row, f"{ratio:.2g}", va="center", fontsize=7)
     axes.set_xscale("log")
-    axes.set_xlim(right=max(times) * 2.5)
+    axes.set_xlim(right=max(max(r, high) for _, r, (_, high) in bars) * 2)
     axes.tick_params(axis="y", labelsize=7)
-    axes.set_xlabel("forward + backward, ms")
+    axes.set_xlabel(f"forward + backward, {OURS} with all reflectors = 1 (line: 10 to 90 %)")
     axes.set_title("Linear layers, 512 features, batch 32", fontsize=10)
     return _save(figure, folder / "linear.png")
 

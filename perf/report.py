@@ -120,7 +120,7 @@ def page(reports: list[Report], folder: Path, plots: list[str]) -> str:
     lines = ["# Benchmarks on the CPU", "", "Made by `perf/report.py`; method in `perf/README.md`."]
     for report in reports:
         threads = report.raw["machine_info"]["threads"]
-        lines += ["", f"## {report.path.stem}: {threads} threads", "", *machine(report), ""]
+        lines += ["", f"## {report.path.stem}, threads: {threads}", "", *machine(report), ""]
         aims = [line for target in TARGETS if (line := target.line(report))]
         if aims:
             header = ("aims", "aim", "measured", "")
