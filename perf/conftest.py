@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -71,7 +70,7 @@ def pytest_benchmark_update_machine_info(
 ) -> None:
     machine_info.pop("node", None)
     machine_info.get("cpu", {}).pop("flags", None)
-    machine_info["memory_bytes"] = psutil.virtual_memory().total
+    machine_info["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     machine_info["torch"] = torch.__version__
     machine_info["triton"] = _version("triton")
     machine_info["threads"] = torch.get_num_threads()
