@@ -49,6 +49,12 @@ def test_new_content_is_never_seen_half_written(tmp_path):
     assert path.read_bytes() == b"new"
 
 
+def test_files_are_as_readable_as_any_other(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    save_checkpoint(tmp_path / "a.pt", {"step": 1})
+    assert (tmp_path / "a.pt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.parametrize("kept", [0, 10, 300, -1])
 def test_truncated_checkpoint_is_refused(tmp_path, kept):
     path = tmp_path / "a.pt"
