@@ -60,7 +60,9 @@ class Report:
 def load(path: Path) -> Report:
     """Reads a report of pytest-benchmark."""
     raw = json.loads(path.read_text())
-    return Report(path, raw, [_record(entry) for entry in raw["benchmarks"]])
+    # An interrupted run ends with a race without a ratio.
+    finished = [entry for entry in raw["benchmarks"] if "ratio" in entry["extra_info"]]
+    return Report(path, raw, [_record(entry) for entry in finished])
 
 
 def _record(entry: dict[str, Any]) -> Record:
