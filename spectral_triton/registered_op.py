@@ -20,7 +20,8 @@ def registered_op(name: str, fake: Callable[..., Any]) -> Callable[[Callable[...
     def register(function: Callable[..., Any]) -> Any:
         schema = torch.library.infer_schema(function, mutates_args=())
         _LIBRARY.define(f"{name}{schema}")
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        # Gradients are the Functions' concern; an exported program calls the op without them.
+        _LIBRARY.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
         torch.library.register_fake(f"spectral_triton::{name}", fake, lib=_LIBRARY)
         return getattr(torch.ops.spectral_triton, name).default
 
