@@ -16,7 +16,7 @@ from spectral_triton.validation import without_autocast
 def _prepared(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Blocks V and T of the rows made unit, and the lengths of the rows; differentiable."""
     unit, length = compact_wy.unit_rows(reflectors.triu() if triangular else reflectors)
-    v = compact_wy.blocks(unit, compact_wy.BLOCK_SIZE)
+    v = compact_wy.blocks(unit, compact_wy.block_size(unit.shape[-2]))
     return v, compact_wy.t_factor(v), length
 
 
