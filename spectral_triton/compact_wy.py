@@ -33,8 +33,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Of 16 to 96, the fastest forward and backward together: one block up to 64 reflectors, blocks of 32
-# beyond, for n = 64 to 1024 on one and two CPU threads.
+# Of 16 to 96, the fastest forward and backward together: one block up to 64 reflectors, of 32
+# beyond that, for n = 64 to 1024 on one and two CPU threads.
 BLOCK_SIZE, SINGLE_BLOCK = 32, 64
 
 
