@@ -1,0 +1,174 @@
+"""The stored reproductions, with the settings they were found to work with and what they cost.
+
+Costs were measured on one core of an AMD EPYC server and are printed before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.model import MODELS
+from spectral_triton.experiments.reproduction import Reproduction
+from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Search, Study
+
+RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
+
+UCR_LENGTHS = {
+    "Adiac": 176,
+    "ArrowHead": 251,
+    "Beef": 470,
+    "CBF": 128,
+    "Car": 577,
+    "Coffee": 286,
+    "ECG200": 96,
+    "ECGFiveDays": 136,
+    "Earthquakes": 512,
+    "FaceAll": 131,
+    "FaceFour": 350,
+    "FiftyWords": 270,
+    "Fish": 463,
+    "GunPoint": 150,
+    "Ham": 431,
+    "Herring": 512,
+    "ItalyPowerDemand": 24,
+    "Lightning2": 637,
+    "Lightning7": 319,
+    "Meat": 448,
+    "MedicalImages": 99,
+    "OSULeaf": 427,
+    "OliveOil": 570,
+    "Plane": 144,
+    "ShapeletSim": 500,
+    "SwedishLeaf": 128,
+    "SyntheticControl": 60,
+    "Trace": 275,
+    "TwoLeadECG": 82,
+    "Wine": 234,
+}
+"""Data sets of the archive and the number of values in each of their series."""
+
+
+def _adding(length: int, steps: int) -> Study:
+    cost = {"spectral": 64, "orthogonal": 64, "rnn": 40, "irnn": 40, "lstm": 130, "gru": 110}
+    return Study(
+        name=f"adding-{length}",
+        title=f"Adding problem, T = {length}",
+        task="adding",
+        cases={"": Case({"length": length}, length)},
+        recipes={model: Recipe({}, cost[model]) for model in MODELS},
+        steps=steps,
+        goal=Goal("mse", 0.01),
+    )
+
+
+def _copying(length: int, steps: int) -> Study:
+    cost = {"spectral": 150, "orthogonal": 150, "rnn": 150, "irnn": 150, "lstm": 300, "gru": 400}
+    return Study(
+        name=f"copying-{length}",
+        title=f"Copying problem, T = {length}",
+        task="copying",
+        cases={"": Case({"length": length}, length + 20)},
+        recipes={model: Recipe({}, cost[model], RATES) for model in MODELS},
+        steps=steps,
+        goal=Goal("recall", 0.99, higher_is_better=True),
+        also=("recall",),
+        search=Search(steps=400),
+    )
+
+
+def _digits(name: str, title: str, options: Mapping[str, Any], published: tuple) -> Study:
+    cost = {"spectral": 230, "orthogonal": 230, "rnn": 250, "irnn": 250, "lstm": 760}
+    return Study(
+        name=name,
+        title=title,
+        task="pixel-mnist",
+        cases={"": Case(options, 784)},
+        recipes={model: Recipe({}, cost[model], RATES) for model in cost},
+        steps=10 * 550,
+        published=published,
+        search=Search(steps=150),
+    )
+
+
+def _treebank(layers: int, sizes: Mapping[str, int]) -> Study:
+    cost = {"spectral": 6000, "rnn": 6000, "lstm": 4500}
+    return Study(
+        name=f"ptb-{layers}",
+        title=f"Penn Treebank, {layers} layer{'s' * (layers > 1)}, equal parameters",
+        task="ptb",
+        cases={"": Case({}, 35)},
+        recipes={
+            model: Recipe({"hidden_size": size, "layers": layers}, cost[model] * layers, RATES)
+            for model, size in sizes.items()
+        },
+        steps=1328,
+        search=Search(steps=200),
+    )
+
+
+def _archive() -> Study:
+    turning = {"init": "cayley", "nonlinearity": "leaky_relu"}
+    variants: dict[str, dict[str, Any]] = {
+        "spectral": turning,
+        "orthogonal": turning,
+        "rnn": {"nonlinearity": "relu"},
+        "lstm": {"batch_size": 16},
+    }
+    cost = {"spectral": 21, "orthogonal": 21, "rnn": 18, "lstm": 24}
+    return Study(
+        name="ucr",
+        title="UCR archive, 30 data sets",
+        task="ucr",
+        cases={name: Case({"dataset": name}, length) for name, length in UCR_LENGTHS.items()},
+        recipes={
+            model: Recipe({}, cost[model], (*RATES, *({**variant, **rate} for rate in RATES)))
+            for model, variant in variants.items()
+        },
+        common={"hidden_size": 32, "num_reflectors": (8, 8)},
+        steps=1000,
+        search=Search(steps=500, cases=("MedicalImages", "SwedishLeaf", "SyntheticControl")),
+    )
+
+
+STUDIES = (
+    _adding(200, 4000),
+    _adding(750, 15000),
+    _adding(1000, 20000),
+    _copying(200, 4000),
+    _copying(500, 6000),
+    _copying(1000, 10000),
+    _digits(
+        "pixel-mnist",
+        "Digits, one pixel at a time",
+        {},
+        (
+            Published("Spectral-RNN, 128 units, 16 + 16 reflectors", "97.7 %", "arXiv 1803.09327"),
+            Published("oRNN, 256 units", "97.2 %", "arXiv 1803.09327"),
+            Published("LSTM, 128 units", "97.3 %", "arXiv 1803.09327"),
+            Published("RNN, 128 units", "94.1 %", "arXiv 1803.09327"),
+            Published("expRNN, 170 units", "98.5 %", "example of GeoTorch"),
+        ),
+    ),
+    _digits("pixel-mnist-permuted", "Digits, pixels shuffled", {"permuted": True}, ()),
+    _treebank(1, {"spectral": 200, "rnn": 198, "lstm": 188}),
+    _treebank(2, {"spectral": 200, "rnn": 196, "lstm": 178}),
+    _archive(),
+)
+
+REPRODUCTIONS: dict[str, Reproduction] = {study.name: study for study in STUDIES}
+"""All of them by the name the command line knows them by, in the order in which ``all`` runs."""
+
+
+def find(name: str) -> list[Reproduction]:
+    """The reproduction called ``name``, or every one for ``"all"``.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    if name == "all":
+        return list(REPRODUCTIONS.values())
+    if name not in REPRODUCTIONS:
+        raise UsageError(f"no reproduction {name!r}: choose from {', '.join(REPRODUCTIONS)}, all")
+    return [REPRODUCTIONS[name]]
