@@ -57,9 +57,10 @@ def _adding(length: int, steps: int) -> Study:
         title=f"Adding problem, T = {length}",
         task="adding",
         cases={"": Case({"length": length}, length)},
-        recipes={model: Recipe({}, cost[model]) for model in MODELS},
+        recipes={model: Recipe({}, cost[model], RATES) for model in MODELS},
         steps=steps,
         goal=Goal("mse", 0.01),
+        search=Search(steps=1000),
     )
 
 
@@ -104,7 +105,7 @@ def _treebank(layers: int, sizes: Mapping[str, int]) -> Study:
             for model, size in sizes.items()
         },
         steps=1328,
-        search=Search(steps=200),
+        search=Search(steps=100),
     )
 
 
@@ -123,7 +124,11 @@ def _archive() -> Study:
         task="ucr",
         cases={name: Case({"dataset": name}, length) for name, length in UCR_LENGTHS.items()},
         recipes={
-            model: Recipe({}, cost[model], (*RATES, *({**variant, **rate} for rate in RATES)))
+            model: Recipe(
+                {"learning_rate": 1e-2},
+                cost[model],
+                (*RATES, *({**variant, **rate} for rate in RATES)),
+            )
             for model, variant in variants.items()
         },
         common={"hidden_size": 32, "num_reflectors": (8, 8)},
