@@ -60,7 +60,7 @@ def _adding(length: int, steps: int) -> Study:
         recipes={model: Recipe({}, cost[model], RATES) for model in MODELS},
         steps=steps,
         goal=Goal("mse", 0.01),
-        search=Search(steps=1000),
+        search=Search(steps=1000, evaluations=5),
     )
 
 
@@ -75,7 +75,7 @@ def _copying(length: int, steps: int) -> Study:
         steps=steps,
         goal=Goal("recall", 0.99, higher_is_better=True),
         also=("recall",),
-        search=Search(steps=400),
+        search=Search(steps=400, evaluations=4),
     )
 
 
@@ -87,9 +87,10 @@ def _digits(name: str, title: str, options: Mapping[str, Any], published: tuple)
         task="pixel-mnist",
         cases={"": Case(options, 784)},
         recipes={model: Recipe({}, cost[model], RATES) for model in cost},
-        steps=10 * 550,
+        common={"evaluations": 8},
+        steps=8 * 550,
         published=published,
-        search=Search(steps=150),
+        search=Search(steps=150, evaluations=2),
     )
 
 
@@ -104,8 +105,9 @@ def _treebank(layers: int, sizes: Mapping[str, int]) -> Study:
             model: Recipe({"hidden_size": size, "layers": layers}, cost[model] * layers, RATES)
             for model, size in sizes.items()
         },
+        common={"evaluations": 4},
         steps=1328,
-        search=Search(steps=100),
+        search=Search(steps=100, evaluations=1),
     )
 
 
@@ -132,15 +134,15 @@ def _archive() -> Study:
             for model, variant in variants.items()
         },
         common={"hidden_size": 32, "num_reflectors": (8, 8)},
-        steps=1000,
+        steps=750,
         search=Search(steps=500, cases=("MedicalImages", "SwedishLeaf", "SyntheticControl")),
     )
 
 
 STUDIES = (
     _adding(200, 4000),
-    _adding(750, 15000),
-    _adding(1000, 20000),
+    _adding(750, 10000),
+    _adding(1000, 15000),
     _copying(200, 4000),
     _copying(500, 6000),
     _copying(1000, 10000),
@@ -158,7 +160,7 @@ STUDIES = (
     ),
     _digits("pixel-mnist-permuted", "Digits, pixels shuffled", {"permuted": True}, ()),
     _treebank(1, {"spectral": 200, "rnn": 198, "lstm": 188}),
-    _treebank(2, {"spectral": 200, "rnn": 196, "lstm": 178}),
+    _treebank(2, {"spectral": 200, "rnn": 197, "lstm": 179}),
     _archive(),
 )
 

@@ -67,6 +67,7 @@ class Search:
     """How candidates are compared: on validation data, each with the same few steps."""
 
     steps: int
+    evaluations: int = 20
     seed: int = 100
     cases: tuple[str, ...] | None = None
 
@@ -88,6 +89,7 @@ class Study:
         published: Numbers of others.
         notes: Sentences for the page: what is special, what was not reached and why.
         search: How ``candidates`` of the recipes are compared.
+        common: Settings of all models, under those of the recipes.
     """
 
     name: str
@@ -139,16 +141,18 @@ class Study:
         ]
 
     def _search_jobs(self, selection: Selection, cases: Sequence[str]) -> Iterator[Job]:
-        if self.search is None:
+        search = self.search
+        if search is None:
             raise UsageError(f"{self.name} has no search: its settings are those of the task")
         for case in cases:
-            if self.search.cases is not None and case not in self.search.cases:
+            if search.cases is not None and case not in search.cases:
                 continue
             for model in self._models(selection):
                 for number, candidate in enumerate(self.recipes[model].candidates):
-                    changes = {**candidate, "steps": self.search.steps}
+                    changes = {**candidate, "steps": search.steps}
+                    changes["evaluations"] = search.evaluations
                     folder = Path(SEARCH) / case / model / f"candidate-{number}"
-                    config = self._config(case, model, self.search.seed, changes, selection)
+                    config = self._config(case, model, search.seed, changes, selection)
                     yield Job(folder, case, config)
 
     def _config(
