@@ -14,6 +14,7 @@ from spectral_triton.experiments.reproduction import Selection
 from spectral_triton.experiments.results import (
     RESULTS,
     Result,
+    case_means,
     mean_ranks,
     result_of,
     write_results,
@@ -96,44 +97,28 @@ def _single(study: Study, runs: Sequence[Result], target: Path) -> list[str]:
 
 def _several(study: Study, runs: Sequence[Result], target: Path) -> list[str]:
     metric = Metric(**runs[0]["metric"])
-    models = [m for m in study.recipes if any(r["model"] == m and r["finished"] for r in runs)]
-    values: dict[str, dict[str, float]] = {}
-    for case in study.cases:
-        row = {}
-        for model in models:
-            done = [
-                result_of(r)
-                for r in runs
-                if (r["case"], r["model"]) == (case, model) and r["finished"]
-            ]
-            if done:
-                row[model] = fmean(done)
-        if row:
-            values[case] = row
+    values = case_means(runs)
     if not values:
         return ["No run is finished yet."]
-    ranks = mean_ranks(values)
+    models = [m for m in study.recipes if any(m in row for row in values.values())]
+    sign = 1 if metric.higher_is_better else -1
+    ranks = mean_ranks({c: {m: sign * v for m, v in row.items()} for c, row in values.items()})
+    best_of = max if metric.higher_is_better else min
     complete = [row for row in values.values() if len(row) == len(models)]
     rows = []
     for case, row in values.items():
-        best = max(row.values())
-        cells = [number(metric.name, row[m]) if m in row else "-" for m in models]
-        marked = [
-            f"**{c}**" if row.get(m) == best else c for m, c in zip(models, cells, strict=True)
-        ]
-        rows.append([case, *marked])
+        best = best_of(row.values())
+        cells = {m: number(metric.name, value) for m, value in row.items()}
+        cells |= {m: f"**{cells[m]}**" for m, value in row.items() if value == best}
+        rows.append([case, *(cells.get(m, "-") for m in models)])
     head = []
     if complete:
+        means = [fmean(row[m] for row in complete) for m in models]
+        wins = [sum(row[m] == best_of(row.values()) for row in complete) for m in models]
         head = [
             ["mean rank", *(f"{ranks[m]:.2f}" for m in models)],
-            [
-                "mean accuracy",
-                *(number(metric.name, fmean(r[m] for r in complete)) for m in models),
-            ],
-            [
-                "best or equal",
-                *(str(sum(r[m] == max(r.values()) for r in complete)) for m in models),
-            ],
+            [f"mean {metric.name}", *(number(metric.name, mean) for mean in means)],
+            ["best or equal", *map(str, wins)],
         ]
     sizes = []
     for model in models:

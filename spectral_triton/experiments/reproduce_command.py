@@ -55,7 +55,7 @@ def reproduce(
     What was run before is skipped and what was stopped goes on: repeat the command to continue.
     """
     from spectral_triton.experiments.arguments import listed, require_packages, whole_numbers
-    from spectral_triton.experiments.errors import ExperimentError
+    from spectral_triton.experiments.errors import ExperimentError, UsageError
     from spectral_triton.experiments.recipes import find
     from spectral_triton.experiments.reproduction import Selection
 
@@ -77,6 +77,9 @@ def reproduce(
             console.print(_budget(chosen, selection))
         if name is None or dry_run:
             return
+        for option, folder in (("--output", output), ("--publish", publish)):
+            if folder is not None and folder.exists() and not folder.is_dir():
+                raise UsageError(f"{option} {folder} is not a folder")
         failures = [] if page_only else _run(chosen, selection, output, data_dir, console, quiet)
         for reproduction in chosen:
             if page_only and len(chosen) > 1 and not (output / reproduction.name).is_dir():

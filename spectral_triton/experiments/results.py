@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,6 +119,18 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
 def result_of(result: Result, name: str | None = None) -> float:
     """A finished run's result on test data, by default that of its task's metric."""
     return result["test"][name or result["metric"]["name"]]
+
+
+def case_means(results: Iterable[Result]) -> dict[str, dict[str, float]]:
+    """{case: {model: mean test result over its finished seeds}}, in the order of the results."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        if result["finished"]:
+            row = values.setdefault(result["case"], {})
+            row.setdefault(result["model"], []).append(result_of(result))
+    return {
+        case: {model: fmean(found) for model, found in row.items()} for case, row in values.items()
+    }
 
 
 def mean_ranks(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
