@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -6,6 +7,7 @@ from PIL import Image
 
 from spectral_triton.experiments.markdown import number, spread
 from spectral_triton.experiments.page import write_page
+from spectral_triton.experiments.recipes import REPRODUCTIONS
 from spectral_triton.experiments.reproduction import Selection
 from spectral_triton.experiments.results import collect, mean_ranks, read_results
 from spectral_triton.experiments.storage import DataFolder
@@ -101,3 +103,18 @@ def test_search_log_marks_the_best_candidate(tiny_study, page):
     expected[best] = f"**{expected[best]}**"
     assert {float(rate): value for rate, value in rows} == expected
     assert "No run yet." in text
+
+
+PUBLISHED = Path(__file__).parents[2] / "perf" / "experiments"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PUBLISHED.glob("*/results.jsonl")), ids=lambda p: p.parent.name
+)
+def test_published_pages_are_those_of_their_raw_results(path, tmp_path):
+    # If this fails: spectral-triton reproduce all --page-only --output perf/experiments
+    study = REPRODUCTIONS[path.parent.name]
+    study.write_page(path.parent, tmp_path)
+    for name in ("README.md", "results.jsonl"):
+        assert (tmp_path / name).read_text() == (path.parent / name).read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in path.parent.iterdir()}
