@@ -60,10 +60,12 @@ def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Ten
 
 def t_factor(v: Tensor) -> Tensor:
     """T (..., b, b) of unit rows V (..., b, n)."""
-    b = v.shape[-2]
-    identity = torch.eye(b, dtype=v.dtype, device=v.device)
-    s = torch.matmul(v, v.mT).triu(1) + identity / 2
-    return torch.linalg.solve_triangular(s, identity.expand_as(s), upper=True)
+    gram = v @ v.mT
+    twice = 2 * torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
+    # S T = I doubled: the solver takes ones on the diagonal and does not read below it.
+    return torch.linalg.solve_triangular(
+        2 * gram, twice.expand_as(gram), upper=True, unitriangular=True
+    )
 
 
 def block_size(num_reflectors: int) -> int:
@@ -185,8 +187,11 @@ def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Ten
     for j in reversed(range(m)):
         first = j * b if triangular else 0
         v_j = _columns_from(v[..., j, :, :], first)
-        part = q[..., first:, min(first, num_columns) :]
-        coefficients = t[..., j, :, :] @ (v_j @ part)
+        start = min(first, num_columns)
+        part = q[..., first:, start:]
+        # Before the first product this part is the identity.
+        inner = v_j @ part if j < m - 1 else v_j[..., : num_columns - start]
+        coefficients = t[..., j, :, :] @ inner
         (part.addmm_ if part.dim() == 2 else part.baddbmm_)(v_j.mT, coefficients, alpha=-1)
     return q
 
