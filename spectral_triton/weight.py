@@ -43,6 +43,8 @@ class SVDWeight(nn.Module):
         dtype: Their floating dtype.
         init: Start of the reflectors: "haar", "identity", "henaff" or "cayley", see
             ``spectral_triton.init``.
+        num_blocks: None for one matrix, or a number of matrices of this size, each with factors of
+            its own: everything below then has one more dimension in front.
 
     Attributes:
         left: Reflectors of U, shape ``(k_u, m)``, used from the diagonal on.
@@ -61,6 +63,8 @@ class SVDWeight(nn.Module):
         >>> sigma = torch.linalg.svdvals(weight.to_dense())
         >>> bool(((sigma > 0.98) & (sigma < 1.02)).all())
         True
+        >>> SVDWeight(3, 5, num_blocks=4).to_dense().shape
+        torch.Size([4, 3, 5])
     """
 
     def __init__(
@@ -73,24 +77,28 @@ class SVDWeight(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         init: str = "haar",
+        num_blocks: int | None = None,
     ) -> None:
         super().__init__()
         check_integer("out_features", out_features, 1)
         check_integer("in_features", in_features, 1)
+        if num_blocks is not None:
+            check_integer("num_blocks", num_blocks, 1)
         check_choice("init", init, INITIALIZERS)
         self.out_features, self.in_features = out_features, in_features
         self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
         self.spectrum = resolve_spectrum(spectrum)
-        self.init = init
+        self.init, self.num_blocks = init, num_blocks
         k_u, k_v = self.num_reflectors
         p = min(out_features, in_features)
+        batch = () if num_blocks is None else (num_blocks,)
         options = {"device": device, "dtype": dtype}
         check_floating("dtype", torch.empty(0, **options))
-        self.left = nn.Parameter(torch.empty(k_u, out_features, **options))
-        raw = nn.Parameter(torch.empty(p, **options)) if self.spectrum.trainable else None
+        self.left = nn.Parameter(torch.empty(*batch, k_u, out_features, **options))
+        raw = nn.Parameter(torch.empty(*batch, p, **options)) if self.spectrum.trainable else None
         self.register_parameter("raw_singular_values", raw)
-        self.right = nn.Parameter(torch.empty(k_v, in_features, **options))
-        self.register_buffer("signs", torch.empty(p, **options))
+        self.right = nn.Parameter(torch.empty(*batch, k_v, in_features, **options))
+        self.register_buffer("signs", torch.empty(*batch, p, **options))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -104,14 +112,21 @@ class SVDWeight(nn.Module):
         self.signs.fill_(1)
 
     def extra_repr(self) -> str:
+        blocks = "" if self.num_blocks is None else f", num_blocks={self.num_blocks}"
         return (
             f"out_features={self.out_features}, in_features={self.in_features}, "
-            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}"
+            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}{blocks}"
         )
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, n), or (num_blocks, m, n)."""
+        blocks = () if self.num_blocks is None else (self.num_blocks,)
+        return (*blocks, self.out_features, self.in_features)
+
+    @property
     def singular_values(self) -> Tensor:
-        """σ of shape (p,), unsorted and differentiable, float32 at least."""
+        """σ of shape ([num_blocks,] p), unsorted and differentiable, float32 at least."""
         return spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
 
     @property
@@ -122,11 +137,15 @@ class SVDWeight(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """W x for every vector along the last dimension, (..., n) -> (..., m), dtype of x."""
+        """W x for every vector along the last dimension, (..., n) -> (..., m), dtype of x.
+
+        With blocks as ``torch.matmul(x, W.mT)``: (B, n) or (num_blocks, B, n) gives
+        (num_blocks, B, m).
+        """
         return self.factors.apply(x)
 
     def to_dense(self) -> Tensor:
-        """W of shape (m, n), differentiable, float32 at least."""
+        """W of shape ([num_blocks,] m, n), differentiable, float32 at least."""
         return self.factors.to_dense()
 
     @torch.no_grad()
@@ -134,7 +153,7 @@ class SVDWeight(nn.Module):
         """Sets the parameters so that W is a given matrix.
 
         Args:
-            w: The matrix, shape ``(m, n)``.
+            w: The matrix, shape ``(m, n)``, or ``(num_blocks, m, n)``.
             out_of_bounds: "raise", or "clip" to move singular values into the bounds of the
                 spectrum, a thousandth of its width inside, where the spectrum still has a slope.
 
@@ -153,10 +172,8 @@ class SVDWeight(nn.Module):
     def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
         """What :meth:`set_dense_` sets, by the names of the state dict."""
         check_floating("w", w)
-        if tuple(w.shape) != (self.out_features, self.in_features):
-            raise ValueError(
-                f"w must have shape {(self.out_features, self.in_features)}, got {tuple(w.shape)}"
-            )
+        if tuple(w.shape) != self.shape:
+            raise ValueError(f"w must have shape {self.shape}, got {tuple(w.shape)}")
         values = parameters_from_dense(
             w.to(self.left.device), self.spectrum, self.num_reflectors, out_of_bounds
         )
