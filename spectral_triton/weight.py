@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from spectral_triton import init as reflector_init
 from spectral_triton.factorization import factor_dense
 from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
+from spectral_triton.stacked_spectrum import StackedSpectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
     check_choice,
@@ -44,7 +45,8 @@ class SVDWeight(nn.Module):
         init: Start of the reflectors: "haar", "identity", "henaff" or "cayley", see
             ``spectral_triton.init``.
         num_blocks: None for one matrix, or a number of matrices of this size, each with factors of
-            its own: everything below then has one more dimension in front.
+            its own: everything below then has one more dimension in front, and ``spectrum`` may
+            also be a sequence of one per matrix.
 
     Attributes:
         left: Reflectors of U, shape ``(k_u, m)``, used from the diagonal on.
@@ -73,7 +75,7 @@ class SVDWeight(nn.Module):
         in_features: int,
         *,
         num_reflectors: int | Sequence[int] | None = None,
-        spectrum: Spectrum | None = None,
+        spectrum: Spectrum | Sequence[Spectrum] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         init: str = "haar",
@@ -87,7 +89,7 @@ class SVDWeight(nn.Module):
         check_choice("init", init, INITIALIZERS)
         self.out_features, self.in_features = out_features, in_features
         self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
-        self.spectrum = resolve_spectrum(spectrum)
+        self.spectrum = resolve_spectrum(spectrum, num_blocks)
         self.init, self.num_blocks = init, num_blocks
         k_u, k_v = self.num_reflectors
         p = min(out_features, in_features)
@@ -105,10 +107,12 @@ class SVDWeight(nn.Module):
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """Draws reflectors by ``init`` and sets σ to the initial value of the spectrum."""
         reset_reflectors_(self.left, self.right, self.init, generator)
-        if self.raw_singular_values is not None:
-            # On the CPU even where torch.device("meta") is the default, since a value is needed.
-            initial = torch.tensor([self.spectrum.initial], dtype=torch.float64, device="cpu")
-            self.raw_singular_values.fill_(self.spectrum.inverse(initial).item())
+        raw = self.raw_singular_values
+        if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
+            for spectrum, row in zip(self.spectrum, raw, strict=True):
+                row.fill_(_initial_raw(spectrum))
+        elif raw is not None:
+            raw.fill_(_initial_raw(self.spectrum))
         self.signs.fill_(1)
 
     def extra_repr(self) -> str:
@@ -185,10 +189,19 @@ class SVDWeight(nn.Module):
         }
 
 
-def resolve_spectrum(spectrum: Spectrum | None) -> Spectrum:
-    """The default for None; TypeError for anything but a spectrum."""
+def resolve_spectrum(
+    spectrum: Spectrum | Sequence[Spectrum] | None, num_blocks: int | None = None
+) -> Spectrum | StackedSpectrum:
+    """The default for None; TypeError for anything but a spectrum, or one for each block."""
     if spectrum is None:
         return SigmoidSpectrum()
+    if num_blocks is not None and isinstance(spectrum, Sequence | StackedSpectrum):
+        stacked = StackedSpectrum(tuple(spectrum))
+        if len(stacked) != num_blocks:
+            raise ValueError(
+                f"spectrum must be one Spectrum or {num_blocks}, one per matrix, got {len(stacked)}"
+            )
+        return stacked
     if not isinstance(spectrum, Spectrum):
         raise TypeError(
             "spectrum must be a Spectrum such as SigmoidSpectrum(center=1.0, margin=0.01), "
@@ -208,7 +221,15 @@ def reset_reflectors_(
         getattr(reflector_init, f"{init}_")(left, right, generator=generator)
 
 
-def spectrum_values(spectrum: Spectrum, raw: Tensor | None, signs: Tensor) -> Tensor:
+def _initial_raw(spectrum: Spectrum) -> float:
+    # On the CPU even where torch.device("meta") is the default, since a value is needed.
+    initial = torch.tensor([spectrum.initial], dtype=torch.float64, device="cpu")
+    return spectrum.inverse(initial).item()
+
+
+def spectrum_values(
+    spectrum: Spectrum | StackedSpectrum, raw: Tensor | None, signs: Tensor
+) -> Tensor:
     """σ of the raw values, or of a spectrum without any in the shape of ``signs``."""
     return spectrum(torch.zeros_like(signs) if raw is None else raw)
 
@@ -216,11 +237,13 @@ def spectrum_values(spectrum: Spectrum, raw: Tensor | None, signs: Tensor) -> Te
 @torch.no_grad()
 def parameters_from_dense(
     w: Tensor,
-    spectrum: Spectrum,
+    spectrum: Spectrum | StackedSpectrum,
     num_reflectors: tuple[int, int],
     out_of_bounds: str = "raise",
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """left, raw singular values (None where there are none), right and signs of dense matrices."""
+    if isinstance(spectrum, StackedSpectrum):
+        return _parameters_of_each(w, spectrum, num_reflectors, out_of_bounds)
     lower, upper = spectrum.bounds
     left, sigma, right, signs = factor_dense(
         w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds
@@ -236,3 +259,19 @@ def parameters_from_dense(
         inset = torch.finfo(sigma.dtype).eps * max(finite, default=0.0)
     inside = sigma.double().clamp(lower + inset, upper - inset)
     return left, spectrum.inverse(inside).to(sigma.dtype), right, signs
+
+
+def _parameters_of_each(
+    w: Tensor, stacked: StackedSpectrum, num_reflectors: tuple[int, int], out_of_bounds: str
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    parts = []
+    for index, (spectrum, block) in enumerate(zip(stacked, w, strict=True)):
+        try:
+            parts.append(parameters_from_dense(block, spectrum, num_reflectors, out_of_bounds))
+        except ValueError as error:
+            raise type(error)(f"matrix {index}: {error}") from error
+    left, raw, right, signs = zip(*parts, strict=True)
+    # Rows without effect, see StackedSpectrum.
+    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raw, signs, strict=True)]
+    raw = torch.stack(rows) if stacked.trainable else None
+    return torch.stack(left), raw, torch.stack(right), torch.stack(signs)

@@ -281,6 +281,12 @@ def test_spectrum_of_ones_own():
         (lambda: SVDWeight(3, 5, num_reflectors=-1), ValueError, "num_reflectors .* got -1"),
         (lambda: SVDWeight(3, 3, spectrum=0.1), TypeError, r"spectrum must be .* got 0\.1"),
         (lambda: SVDWeight(3, 3, dtype=torch.complex64), TypeError, r"dtype must be .*complex64"),
+        (lambda: SVDWeight(3, 3, spectrum=[FixedSpectrum()]), TypeError, "spectrum must be a Spec"),
+        (
+            lambda: SVDWeight(3, 3, spectrum=[FixedSpectrum()] * 3, num_blocks=2),
+            ValueError,
+            "spectrum must be one Spectrum or 2, one per matrix, got 3",
+        ),
         (lambda: SVDWeight(3, 3, num_blocks=0), ValueError, "num_blocks must be at least 1, got 0"),
         (
             lambda: SVDWeight(3, 3, num_blocks=2.0),
@@ -365,6 +371,32 @@ def test_blocks_take_dense_matrices():
     with pytest.raises(ValueError, match=r"from 1 to 2, outside the bounds"):
         clipped.set_dense_(one_outside)
     assert all(torch.equal(before[name], value) for name, value in clipped.state_dict().items())
+
+
+def test_every_block_may_have_its_spectrum():
+    spectra = [SigmoidSpectrum(0.5, 0.1), FixedSpectrum(2.0), SoftplusSpectrum(0.5)]
+    weight = SVDWeight(4, 3, spectrum=spectra, num_blocks=3)
+    starts = torch.tensor([0.5, 2.0, 1.5])
+    norms = torch.linalg.svdvals(weight.to_dense())
+    torch.testing.assert_close(norms, starts.unsqueeze(-1).expand(3, 3))
+    with torch.no_grad():
+        weight.raw_singular_values.copy_(10 * torch.randn(3, 3))
+    sigma = torch.linalg.svdvals(weight.to_dense())
+    assert ((sigma[0] - 0.5).abs() <= 0.1 + 1e-14).all()
+    torch.testing.assert_close(sigma[1], torch.full((3,), 2.0))
+    assert (sigma[2] >= 0.5 - 1e-14).all()
+    w = weight.to_dense().detach()
+    again = SVDWeight(4, 3, spectrum=spectra, num_blocks=3).set_dense_(w)
+    torch.testing.assert_close(again.to_dense(), w, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"matrix 1: .* outside the bounds \(2\.0, 2\.0\)"):
+        weight.set_dense_(w[[0, 2, 2]])
+    clipped = weight.set_dense_(torch.randn(3, 4, 3), "clip").to_dense()
+    torch.testing.assert_close(torch.linalg.svdvals(clipped[1]), torch.full((3,), 2.0))
+    assert "spectrum=[SigmoidSpectrum(center=0.5, margin=0.1, scale=1.0), Fixed" in repr(weight)
+    fixed = SVDWeight(3, 3, spectrum=[FixedSpectrum(1.0), FixedSpectrum(3.0)], num_blocks=2)
+    assert fixed.raw_singular_values is None
+    norms = torch.linalg.matrix_norm(fixed.set_dense_(torch.randn(2, 3, 3), "clip").to_dense(), 2)
+    torch.testing.assert_close(norms, torch.tensor([1.0, 3.0]))
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA, ids=repr)
