@@ -43,7 +43,7 @@ def run_fused(
             (*options, layer.bidirectional),
         )
         call = _call
-        if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
             # As for nn.LSTM: traced, it would be unrolled over all steps.
             call = torch.compiler.disable(_call)
         return tuple(result.to(given) for result in call(*arguments))

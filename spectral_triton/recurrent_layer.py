@@ -82,6 +82,9 @@ class RecurrentLayer(RecurrentModule):
         """
         return self.svd_weight(layer, reverse).singular_values
 
+    def flatten_parameters(self) -> None:
+        """Does nothing, as weights are formed for each call: for code that calls it on nn.LSTM."""
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("weight_hh_l") and f"svd_hh{name[9:]}" in self._modules:
             return self._dense(name[9:])

@@ -193,6 +193,14 @@ def test_compiles_around_it_as_around_torch():
         torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_for_a_fixed_length(strict):
+    layer = make("gru", num_reflectors=1).eval()
+    program = torch.export.export(layer, (torch.randn(4, 2, 3),), strict=strict)
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(program.module()(x)[0], layer(x)[0], rtol=1e-12, atol=1e-14)
+
+
 @every_layer
 def test_inference_modes_change_nothing(name):
     layer, x = make(name, num_layers=2), torch.randn(4, 2, 3)

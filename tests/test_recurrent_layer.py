@@ -96,6 +96,14 @@ def test_access_to_transitions(kind, gates):
 
 
 @pytest.mark.parametrize("kind", [SpectralLSTM, SpectralGRU])
+def test_flattening_is_accepted_and_changes_nothing(kind):
+    own, x = kind(2, 4), torch.randn(3, 1, 2)
+    expected = own(x)[0]
+    own.flatten_parameters()
+    assert torch.equal(own(x)[0], expected)
+
+
+@pytest.mark.parametrize("kind", [SpectralLSTM, SpectralGRU])
 def test_repr_shows_what_is_not_default(kind):
     text = repr(kind(2, 4)).replace("\n  ", "")
     assert text.startswith(f"{kind.__name__}(2, 4(svd_hh_l0): SVDWeight(")
