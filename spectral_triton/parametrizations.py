@@ -110,6 +110,14 @@ def svd(
     return module
 
 
+def svd_names(module: nn.Module) -> list[str]:
+    """The tensors of a module, without its children, that :func:`svd` keeps in SVD form."""
+    if not parametrize.is_parametrized(module):
+        return []
+    # Only the first parametrization of a tensor can own several parameters.
+    return [name for name, chain in module.parametrizations.items() if isinstance(chain[0], _SVD)]
+
+
 def _release_flat_weights(module: nn.RNNBase, *_: object) -> None:
     """Drops the graph of the weights that an RNN keeps from its last call, which deepcopy refuses.
 
