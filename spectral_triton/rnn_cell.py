@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral_triton.recurrence import check_nonlinearity, run
 from spectral_triton.recurrent_cell import RecurrentCell
@@ -86,3 +86,30 @@ class SpectralRNNCell(RecurrentCell):
         options = (self.nonlinearity, self.negative_slope, modrelu_bias(self, ""), False, None)
         h = run(project_input(self, "", x), h0, self.factors, *options)[1]
         return h if input.dim() == 2 else h.squeeze(0)
+
+    @classmethod
+    def from_rnn_cell(
+        cls,
+        cell: nn.RNNCell,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
+        out_of_bounds: str = "raise",
+    ) -> SpectralRNNCell:
+        """A SpectralRNNCell with the weights of an ``nn.RNNCell``.
+
+        Raises:
+            TypeError: if ``cell`` is not an ``nn.RNNCell``.
+            ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
+                inside) or the reflectors do not suffice.
+        """
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        return cls._from_plain(cell, nn.RNNCell, ("nonlinearity",), svd, out_of_bounds)
+
+    def to_rnn_cell(self) -> nn.RNNCell:
+        """An ``nn.RNNCell`` with the same outputs; ValueError for other nonlinearities."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"nn.RNNCell has the nonlinearities tanh and relu, not {self.nonlinearity!r}"
+            )
+        return self._to_plain(nn.RNNCell, nonlinearity=self.nonlinearity)
