@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.linear import SVDLinear
 from spectral_triton.parametrizations import remove_svd, svd_names
 from spectral_triton.replacement import carry_over, copy_model, replace_modules
@@ -18,6 +19,8 @@ from spectral_triton.weight import SVDWeight
 
 PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
     SVDLinear: SVDLinear.to_linear,
+    SVDConv1d: SVDConv1d.to_conv,
+    SVDConv2d: SVDConv2d.to_conv,
     SpectralRNN: SpectralRNN.to_rnn,
     SpectralRNNCell: SpectralRNNCell.to_rnn_cell,
 }
@@ -27,9 +30,10 @@ PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
 def bake(model: nn.Module) -> nn.Module:
     r"""A copy of a model in which every weight in SVD form is a dense one of a plain torch layer.
 
-    :class:`SVDLinear` becomes ``nn.Linear``, :class:`SpectralRNN` and :class:`SpectralRNNCell`
-    with tanh or relu become ``nn.RNN`` and ``nn.RNNCell``, tensors under ``parametrizations.svd``
-    become plain parameters. Outputs agree up to rounding, and nothing of this package is needed to
+    :class:`SVDLinear` becomes ``nn.Linear``, :class:`SVDConv1d` and :class:`SVDConv2d` become
+    ``nn.Conv1d`` and ``nn.Conv2d``, :class:`SpectralRNN` and :class:`SpectralRNNCell` with tanh or
+    relu become ``nn.RNN`` and ``nn.RNNCell``, tensors under ``parametrizations.svd`` become plain
+    parameters. Outputs agree up to rounding, and nothing of this package is needed to
     load the state dict. Modules and parameters that were shared stay shared (but two layers that
     share only their :class:`SVDWeight` get a weight each); mode, dtype, ``requires_grad`` and
     forward and backward hooks are kept. The model itself is not changed.

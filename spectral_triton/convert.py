@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.conversion_report import ConversionReport, ConvertedLayer, SkippedLayer
 from spectral_triton.factorization import TooFewReflectorsError
 from spectral_triton.linear import SVDLinear
@@ -42,6 +43,8 @@ COUNTERPARTS: dict[type[nn.Module], Counterpart] = {
     nn.Linear: Counterpart(SVDLinear.from_linear),
     # The output projection of nn.MultiheadAttention, a plain Linear by another name.
     NonDynamicallyQuantizableLinear: Counterpart(SVDLinear.from_linear),
+    nn.Conv1d: Counterpart(SVDConv1d.from_conv, blocks=lambda conv: conv.groups),
+    nn.Conv2d: Counterpart(SVDConv2d.from_conv, blocks=lambda conv: conv.groups),
     nn.RNN: Counterpart(SpectralRNN.from_rnn, r"weight_hh_l\d+(_reverse)?"),
     nn.RNNCell: Counterpart(SpectralRNNCell.from_rnn_cell, "weight_hh"),
 }
@@ -59,11 +62,12 @@ def convert(
 ) -> tuple[nn.Module, ConversionReport]:
     r"""Replaces layers of a trained or fresh model by those with bounded singular values.
 
-    ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.RNN`` and ``nn.RNNCell`` become
-    :class:`SpectralRNN` and :class:`SpectralRNNCell`. Of each weight U and V are kept and σ is
-    clipped into the bounds; what else a layer has (biases, input weights, mode, dtype, device,
-    ``requires_grad``, hooks) is taken over. The report says how far every weight had to move. An
-    optimizer has to be made afterwards, see :func:`parameter_groups`.
+    ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` and ``nn.Conv2d`` become
+    :class:`SVDConv1d` and :class:`SVDConv2d` (bounds hold for the flattened kernel of each group),
+    ``nn.RNN`` and ``nn.RNNCell`` become :class:`SpectralRNN` and :class:`SpectralRNNCell`. Of each
+    weight U and V are kept and σ is clipped into the bounds; what else a layer has (biases, input
+    weights, mode, dtype, device, ``requires_grad``, hooks) is taken over. The report says how far
+    every weight had to move. An optimizer has to be made afterwards, see :func:`parameter_groups`.
 
     With fewer than min(m, n) reflectors a general weight cannot be written at all; ``too_few`` says
     what happens then. Left alone, with the reason in the report, are layers whose weight is shared

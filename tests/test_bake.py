@@ -10,6 +10,7 @@ from torch import nn
 
 from spectral_triton import parametrizations
 from spectral_triton.bake import bake
+from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.linear import SVDLinear
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
@@ -18,6 +19,8 @@ from spectral_triton.weight import SVDWeight
 LAYERS = [
     (lambda: SVDLinear(4, 3), nn.Linear, (5, 4)),
     (lambda: SVDLinear(4, 3, bias=False), nn.Linear, (5, 4)),
+    (lambda: SVDConv1d(4, 3, 3, padding="same"), nn.Conv1d, (5, 4, 6)),
+    (lambda: SVDConv2d(4, 6, 2, groups=2, bias=False), nn.Conv2d, (5, 4, 6, 6)),
     (lambda: SpectralRNN(4, 3), nn.RNN, (6, 5, 4)),
     (lambda: SpectralRNN(4, 3, 2, "relu", False, True, bidirectional=True), nn.RNN, (5, 6, 4)),
     (lambda: SpectralRNNCell(4, 3), nn.RNNCell, (5, 4)),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from spectral_triton import parametrizations
+from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.convert import convert
 from spectral_triton.factorization import TooFewReflectorsError
 from spectral_triton.linear import SVDLinear
@@ -20,6 +21,8 @@ ANY = SoftplusSpectrum()
 LAYERS = [
     (lambda: nn.Linear(4, 3), SVDLinear, (5, 4), ["weight"]),
     (lambda: nn.Linear(3, 4, bias=False), SVDLinear, (5, 3), ["weight"]),
+    (lambda: nn.Conv1d(4, 3, 2), SVDConv1d, (5, 4, 6), ["weight"]),
+    (lambda: nn.Conv2d(2, 6, 2, stride=2, bias=False), SVDConv2d, (5, 2, 6, 6), ["weight"]),
     (lambda: nn.RNN(4, 3), SpectralRNN, (6, 5, 4), ["weight_hh_l0"]),
     (
         lambda: nn.RNN(4, 3, 2, "relu", False, True, 0.0, True),
@@ -53,7 +56,8 @@ def test_within_the_bounds_the_outputs_are_the_same(make, kind, shape, names, in
     x = torch.randn(shape)
     torch.testing.assert_close(first(new[0](x)), first(original[0](x)), rtol=0, atol=1e-13)
     (layer,) = report.converted
-    sigma = torch.cat([torch.linalg.svdvals(getattr(original[0], name)) for name in names])
+    weights = [getattr(original[0], name).flatten(1) for name in names]
+    sigma = torch.cat([torch.linalg.svdvals(w) for w in weights])
     for pair in (layer.sigma_before, layer.sigma_after):
         torch.testing.assert_close(torch.tensor(pair), torch.stack((sigma.min(), sigma.max())))
     assert layer.relative_change < 1e-14
@@ -70,8 +74,8 @@ def test_outside_the_bounds_only_sigma_moves(make, kind, shape, names):
     assert type(new) is kind
     moved = norm = 0.0
     for name in names:
-        w = getattr(original, name).detach()
-        actual = getattr(new, name).detach()
+        w = getattr(original, name).detach().flatten(1)
+        actual = getattr(new, name).detach().flatten(1)
         # A thousandth of the band's width inside of it.
         torch.testing.assert_close(actual, clip(w, 0.3004, 0.6996))
         moved += (actual - w).square().sum()
@@ -153,6 +157,24 @@ def test_few_reflectors():
     assert torch.equal(new[0].bias, model[0].bias)
     torch.testing.assert_close(new[2].weight_hh_l0, torch.eye(6))
     assert torch.equal(new[2].weight_ih_l0, model[2].weight_ih_l0)
+
+
+def test_each_group_of_channels_is_a_matrix():
+    conv = nn.Conv2d(4, 6, 3, groups=2, padding=1)
+    new, report = convert(conv, spectrum=SigmoidSpectrum(0.5, 0.2))
+    actual, before = (c.weight.detach().flatten(1).unflatten(0, (2, 3)) for c in (new, conv))
+    for own, plain in zip(actual, before, strict=True):
+        torch.testing.assert_close(own, clip(plain, 0.3004, 0.6996))
+    sigma = torch.linalg.svdvals(before)
+    assert report.converted[0].sigma_before == pytest.approx(
+        (sigma.min().item(), sigma.max().item())
+    )
+    few, report = convert(conv, num_reflectors=1, too_few="reset")
+    assert report.converted[0].was_reset
+    torch.testing.assert_close(few.singular_values, torch.ones(2, 3))
+    x = torch.randn(1, 4, 5, 5)
+    assert torch.equal(few.bias, conv.bias)
+    assert few(x).shape == conv(x).shape
 
 
 @pytest.mark.parametrize("inplace", [False, True])
