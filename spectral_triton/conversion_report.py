@@ -48,6 +48,14 @@ class ConversionReport:
     Attributes:
         converted: One :class:`ConvertedLayer` for each.
         skipped: One :class:`SkippedLayer` for each, with the reason.
+
+    Example:
+        >>> layer = ConvertedLayer(
+        ...     "head", "Linear", "SVDLinear", 20, 40, (0.2, 1.1), (0.99, 1.01), 0.3, False
+        ... )
+        >>> print(ConversionReport((layer,), ()))
+        name  layer                parameters  sigma before   sigma after  change
+        head  Linear -> SVDLinear    20 -> 40    0.2 .. 1.1  0.99 .. 1.01   30.0%
     """
 
     converted: tuple[ConvertedLayer, ...]
