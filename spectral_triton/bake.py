@@ -10,7 +10,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.gru import SpectralGRU
+from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
+from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.parametrizations import remove_svd, svd_names
 from spectral_triton.replacement import carry_over, copy_model, replace_modules
 from spectral_triton.rnn import SpectralRNN
@@ -22,7 +26,11 @@ PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
     SVDConv1d: SVDConv1d.to_conv,
     SVDConv2d: SVDConv2d.to_conv,
     SpectralRNN: SpectralRNN.to_rnn,
+    SpectralGRU: SpectralGRU.to_gru,
+    SpectralLSTM: SpectralLSTM.to_lstm,
     SpectralRNNCell: SpectralRNNCell.to_rnn_cell,
+    SpectralGRUCell: SpectralGRUCell.to_gru_cell,
+    SpectralLSTMCell: SpectralLSTMCell.to_lstm_cell,
 }
 """How each layer becomes a plain one; ValueError where it cannot."""
 
@@ -31,9 +39,10 @@ def bake(model: nn.Module) -> nn.Module:
     r"""A copy of a model in which every weight in SVD form is a dense one of a plain torch layer.
 
     :class:`SVDLinear` becomes ``nn.Linear``, :class:`SVDConv1d` and :class:`SVDConv2d` become
-    ``nn.Conv1d`` and ``nn.Conv2d``, :class:`SpectralRNN` and :class:`SpectralRNNCell` with tanh or
-    relu become ``nn.RNN`` and ``nn.RNNCell``, tensors under ``parametrizations.svd`` become plain
-    parameters. Outputs agree up to rounding, and nothing of this package is needed to
+    ``nn.Conv1d`` and ``nn.Conv2d``, :class:`SpectralRNN` (with tanh or relu), :class:`SpectralGRU`,
+    :class:`SpectralLSTM` and their cells become ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and cells,
+    tensors under ``parametrizations.svd`` become plain parameters. Outputs agree up to rounding,
+    and nothing of this package is needed to
     load the state dict. Modules and parameters that were shared stay shared (but two layers that
     share only their :class:`SVDWeight` get a weight each); mode, dtype, ``requires_grad`` and
     forward and backward hooks are kept. The model itself is not changed.

@@ -15,7 +15,11 @@ from torch.nn.utils import parametrize
 from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.conversion_report import ConversionReport, ConvertedLayer, SkippedLayer
 from spectral_triton.factorization import TooFewReflectorsError
+from spectral_triton.gru import SpectralGRU
+from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
+from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.replacement import carry_over, copy_model, replace_modules
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
@@ -39,14 +43,19 @@ class Counterpart:
     blocks: Callable[[nn.Module], int] = lambda layer: 1
 
 
+LAYER = r"weight_hh_l\d+(_reverse)?"
 COUNTERPARTS: dict[type[nn.Module], Counterpart] = {
     nn.Linear: Counterpart(SVDLinear.from_linear),
     # The output projection of nn.MultiheadAttention, a plain Linear by another name.
     NonDynamicallyQuantizableLinear: Counterpart(SVDLinear.from_linear),
     nn.Conv1d: Counterpart(SVDConv1d.from_conv, blocks=lambda conv: conv.groups),
     nn.Conv2d: Counterpart(SVDConv2d.from_conv, blocks=lambda conv: conv.groups),
-    nn.RNN: Counterpart(SpectralRNN.from_rnn, r"weight_hh_l\d+(_reverse)?"),
+    nn.RNN: Counterpart(SpectralRNN.from_rnn, LAYER),
+    nn.GRU: Counterpart(SpectralGRU.from_gru, LAYER, lambda gru: 3),
+    nn.LSTM: Counterpart(SpectralLSTM.from_lstm, LAYER, lambda lstm: 4),
     nn.RNNCell: Counterpart(SpectralRNNCell.from_rnn_cell, "weight_hh"),
+    nn.GRUCell: Counterpart(SpectralGRUCell.from_gru_cell, "weight_hh", lambda cell: 3),
+    nn.LSTMCell: Counterpart(SpectralLSTMCell.from_lstm_cell, "weight_hh", lambda cell: 4),
 }
 
 
@@ -64,10 +73,11 @@ def convert(
 
     ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` and ``nn.Conv2d`` become
     :class:`SVDConv1d` and :class:`SVDConv2d` (bounds hold for the flattened kernel of each group),
-    ``nn.RNN`` and ``nn.RNNCell`` become :class:`SpectralRNN` and :class:`SpectralRNNCell`. Of each
-    weight U and V are kept and σ is clipped into the bounds; what else a layer has (biases, input
-    weights, mode, dtype, device, ``requires_grad``, hooks) is taken over. The report says how far
-    every weight had to move. An optimizer has to be made afterwards, see :func:`parameter_groups`.
+    ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells become :class:`SpectralRNN`,
+    :class:`SpectralGRU`, :class:`SpectralLSTM` and cells. Of each weight U and V are kept and σ is
+    clipped into the bounds; what else a layer has (biases, input weights, mode, dtype, device,
+    ``requires_grad``, hooks) is taken over. The report says how far every weight had to move. An
+    optimizer has to be made afterwards, see :func:`parameter_groups`.
 
     With fewer than min(m, n) reflectors a general weight cannot be written at all; ``too_few`` says
     what happens then. Left alone, with the reason in the report, are layers whose weight is shared

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral_triton.recurrent_cell import RecurrentCell
 from spectral_triton.spectrum import Spectrum
@@ -76,3 +76,26 @@ class SpectralGRUCell(RecurrentCell):
         r, z = (of_input[:2] + of_state[:2]).sigmoid()
         n = (of_input[2] + r * of_state[2]).tanh()
         return self._result(n + z * (h - n), input)
+
+    @classmethod
+    def from_gru_cell(
+        cls,
+        cell: nn.GRUCell,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | Sequence[Spectrum] | None = None,
+        out_of_bounds: str = "raise",
+    ) -> SpectralGRUCell:
+        """A SpectralGRUCell with the weights of an ``nn.GRUCell``.
+
+        Raises:
+            TypeError: if ``cell`` is not an ``nn.GRUCell``.
+            ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
+                inside) or the reflectors do not suffice.
+        """
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        return cls._from_plain(cell, nn.GRUCell, (), svd, out_of_bounds)
+
+    def to_gru_cell(self) -> nn.GRUCell:
+        """An ``nn.GRUCell`` with the same outputs."""
+        return self._to_plain(nn.GRUCell)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral_triton.lstm import read_pair
 from spectral_triton.recurrent_cell import RecurrentCell
@@ -84,3 +84,26 @@ class SpectralLSTMCell(RecurrentCell):
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         return self._result(h, input), self._result(c, input)
+
+    @classmethod
+    def from_lstm_cell(
+        cls,
+        cell: nn.LSTMCell,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | Sequence[Spectrum] | None = None,
+        out_of_bounds: str = "raise",
+    ) -> SpectralLSTMCell:
+        """A SpectralLSTMCell with the weights of an ``nn.LSTMCell``.
+
+        Raises:
+            TypeError: if ``cell`` is not an ``nn.LSTMCell``.
+            ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
+                inside) or the reflectors do not suffice.
+        """
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        return cls._from_plain(cell, nn.LSTMCell, (), svd, out_of_bounds)
+
+    def to_lstm_cell(self) -> nn.LSTMCell:
+        """An ``nn.LSTMCell`` with the same outputs."""
+        return self._to_plain(nn.LSTMCell)

@@ -11,7 +11,11 @@ from torch import nn
 from spectral_triton import parametrizations
 from spectral_triton.bake import bake
 from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.gru import SpectralGRU
+from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
+from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.weight import SVDWeight
@@ -23,6 +27,11 @@ LAYERS = [
     (lambda: SVDConv2d(4, 6, 2, groups=2, bias=False), nn.Conv2d, (5, 4, 6, 6)),
     (lambda: SpectralRNN(4, 3), nn.RNN, (6, 5, 4)),
     (lambda: SpectralRNN(4, 3, 2, "relu", False, True, bidirectional=True), nn.RNN, (5, 6, 4)),
+    (lambda: SpectralGRU(4, 3, num_layers=2, bidirectional=True), nn.GRU, (6, 5, 4)),
+    (lambda: SpectralLSTM(4, 3, batch_first=True), nn.LSTM, (5, 6, 4)),
+    (lambda: SpectralLSTM(4, 3, bias=False, proj_size=2), nn.LSTM, (6, 5, 4)),
+    (lambda: SpectralGRUCell(4, 3), nn.GRUCell, (5, 4)),
+    (lambda: SpectralLSTMCell(4, 3, bias=False), nn.LSTMCell, (5, 4)),
     (lambda: SpectralRNNCell(4, 3), nn.RNNCell, (5, 4)),
     (lambda: SpectralRNNCell(4, 3, False, "relu"), nn.RNNCell, (5, 4)),
     (lambda: parametrizations.svd(nn.Linear(4, 3)), nn.Linear, (5, 4)),

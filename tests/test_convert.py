@@ -12,7 +12,11 @@ from spectral_triton import parametrizations
 from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.convert import convert
 from spectral_triton.factorization import TooFewReflectorsError
+from spectral_triton.gru import SpectralGRU
+from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
+from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.spectrum import SigmoidSpectrum, SoftplusSpectrum
@@ -30,6 +34,15 @@ LAYERS = [
         (5, 6, 4),
         [f"weight_hh_l{layer}{way}" for layer in (0, 1) for way in ("", "_reverse")],
     ),
+    (lambda: nn.GRU(4, 3, batch_first=True), SpectralGRU, (6, 5, 4), ["weight_hh_l0"]),
+    (
+        lambda: nn.LSTM(4, 3, 2, proj_size=2, bidirectional=True),
+        SpectralLSTM,
+        (6, 5, 4),
+        [f"weight_hh_l{layer}{way}" for layer in (0, 1) for way in ("", "_reverse")],
+    ),
+    (lambda: nn.GRUCell(4, 3), SpectralGRUCell, (5, 4), ["weight_hh"]),
+    (lambda: nn.LSTMCell(4, 3, False), SpectralLSTMCell, (5, 4), ["weight_hh"]),
     (lambda: nn.RNNCell(4, 3, False, "relu"), SpectralRNNCell, (5, 4), ["weight_hh"]),
 ]
 
@@ -40,7 +53,13 @@ def first(output):
 
 def clip(w, low, high):
     u, sigma, vh = torch.linalg.svd(w, full_matrices=False)
-    return u @ torch.diag(sigma.clamp(low, high)) @ vh
+    return u @ torch.diag_embed(sigma.clamp(low, high)) @ vh
+
+
+def matrices(w, kind):
+    """The matrix, or those of the gates."""
+    gates = 4 if "LSTM" in kind.__name__ else 3 if "GRU" in kind.__name__ else 1
+    return w.detach().flatten(1).unflatten(0, (gates, -1))
 
 
 @pytest.mark.parametrize(("make", "kind", "shape", "names"), LAYERS)
@@ -56,8 +75,8 @@ def test_within_the_bounds_the_outputs_are_the_same(make, kind, shape, names, in
     x = torch.randn(shape)
     torch.testing.assert_close(first(new[0](x)), first(original[0](x)), rtol=0, atol=1e-13)
     (layer,) = report.converted
-    weights = [getattr(original[0], name).flatten(1) for name in names]
-    sigma = torch.cat([torch.linalg.svdvals(w) for w in weights])
+    weights = [matrices(getattr(original[0], name), kind) for name in names]
+    sigma = torch.cat([torch.linalg.svdvals(w).flatten() for w in weights])
     for pair in (layer.sigma_before, layer.sigma_after):
         torch.testing.assert_close(torch.tensor(pair), torch.stack((sigma.min(), sigma.max())))
     assert layer.relative_change < 1e-14
@@ -74,8 +93,8 @@ def test_outside_the_bounds_only_sigma_moves(make, kind, shape, names):
     assert type(new) is kind
     moved = norm = 0.0
     for name in names:
-        w = getattr(original, name).detach().flatten(1)
-        actual = getattr(new, name).detach().flatten(1)
+        w = matrices(getattr(original, name), kind)
+        actual = matrices(getattr(new, name), kind)
         # A thousandth of the band's width inside of it.
         torch.testing.assert_close(actual, clip(w, 0.3004, 0.6996))
         moved += (actual - w).square().sum()

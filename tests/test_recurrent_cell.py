@@ -6,6 +6,7 @@ from torch import nn
 
 from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.lstm_cell import SpectralLSTMCell
+from spectral_triton.spectrum import SoftplusSpectrum
 
 CELLS = {"lstm": (SpectralLSTMCell, nn.LSTMCell), "gru": (SpectralGRUCell, nn.GRUCell)}
 every_cell = pytest.mark.parametrize("name", CELLS)
@@ -118,3 +119,32 @@ def test_bad_input_is_named(name):
         cell(x, wrong if name == "gru" else (wrong, wrong))
     with pytest.raises(ValueError, match=r"hx must have shape \(5,\), got \(4, 5\)"):
         cell(x[0], state if name == "gru" else (state, state))
+
+
+@every_cell
+@pytest.mark.parametrize("bias", [False, True])
+def test_to_and_from_torch(name, bias):
+    kind, expected = CELLS[name]
+    plain = expected(3, 5, bias).eval()
+    own = getattr(kind, f"from_{name}_cell")(plain, spectrum=SoftplusSpectrum())
+    back = getattr(own, f"to_{name}_cell")()
+    assert type(back) is expected
+    assert not own.training
+    assert not back.training
+    assert back.weight_ih is not own.weight_ih
+    x = torch.randn(4, 3)
+    for cell in (own, back):
+        for actual, y in zip(flat(cell(x)), flat(plain(x)), strict=True):
+            torch.testing.assert_close(actual, y, rtol=1e-11, atol=1e-12)
+
+
+@every_cell
+def test_conversion_names_what_it_cannot(name):
+    kind, expected = CELLS[name]
+    make = getattr(kind, f"from_{name}_cell")
+    with pytest.raises(TypeError, match=rf"cell must be .*{expected.__name__}, got RNNCell"):
+        make(nn.RNNCell(3, 5))
+    with pytest.raises(ValueError, match="outside the bounds"):
+        make(expected(3, 5))
+    clipped = make(expected(3, 5), out_of_bounds="clip")
+    assert ((clipped.singular_values - 1).abs() <= 0.01).all()
