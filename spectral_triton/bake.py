@@ -41,11 +41,11 @@ def bake(model: nn.Module) -> nn.Module:
     :class:`SVDLinear` becomes ``nn.Linear``, :class:`SVDConv1d` and :class:`SVDConv2d` become
     ``nn.Conv1d`` and ``nn.Conv2d``, :class:`SpectralRNN` (with tanh or relu), :class:`SpectralGRU`,
     :class:`SpectralLSTM` and their cells become ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and cells,
-    tensors under ``parametrizations.svd`` become plain parameters. Outputs agree up to rounding,
-    and nothing of this package is needed to
-    load the state dict. Modules and parameters that were shared stay shared (but two layers that
-    share only their :class:`SVDWeight` get a weight each); mode, dtype, ``requires_grad`` and
-    forward and backward hooks are kept. The model itself is not changed.
+    tensors under ``parametrizations.svd`` become plain parameters; :class:`SVDResidualBlock` and
+    :class:`SVDMLP` stay, with plain layers inside. Outputs agree up to rounding. Modules and
+    parameters that were shared stay shared (but two layers that share only their
+    :class:`SVDWeight` get a weight each); mode, dtype, ``requires_grad`` and forward and backward
+    hooks are kept. The model itself is not changed.
 
     What has no plain counterpart stays as it is, and one warning names it: recurrent layers with
     other nonlinearities, subclasses of the layers, an :class:`SVDWeight` used by itself, a tensor

@@ -19,8 +19,8 @@ class SVDConv1d(SVDConvolution):
 
     one such matrix per group. It maps a patch of the input to the output there; that is what σ
     bounds. The convolution as a whole can have a larger norm, since patches overlap:
-    :meth:`operator_norm_bound` says how large, and ``SigmoidSpectrum(center, margin)`` divided by
-    that factor makes a layer of norm one. K is formed at each call, at
+    :meth:`operator_norm_bound` says how large; a spectrum with that many times smaller bounds makes
+    up for it. K is formed at each call, at
     :math:`4 p (m k_u + n k_v)` operations for m × n per group, p = min(m, n). All arithmetic is in
     float32 at least, whatever the dtype of x, of the module, or of autocast; the result has the
     dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it; it
@@ -103,8 +103,8 @@ class SVDConv2d(SVDConvolution):
 
     one such matrix per group. It maps a patch of the input to the output there; that is what σ
     bounds. The convolution as a whole can have a larger norm, since patches overlap:
-    :meth:`operator_norm_bound` says how large, and ``SigmoidSpectrum(center, margin)`` divided by
-    that factor makes a layer of norm one. K is formed at each call, at
+    :meth:`operator_norm_bound` says how large; a spectrum with that many times smaller bounds makes
+    up for it. K is formed at each call, at
     :math:`4 p (m k_u + n k_v)` operations for m × n per group, p = min(m, n). All arithmetic is in
     float32 at least, whatever the dtype of x, of the module, or of autocast; the result has the
     dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it; it

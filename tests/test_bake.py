@@ -14,8 +14,10 @@ from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.gru import SpectralGRU
 from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
+from spectral_triton.lipschitz import lipschitz_constant
 from spectral_triton.lstm import SpectralLSTM
 from spectral_triton.lstm_cell import SpectralLSTMCell
+from spectral_triton.mlp import SVDMLP
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.weight import SVDWeight
@@ -75,6 +77,16 @@ def test_outputs_are_the_same(make, plain, shape, dtype):
     assert torch.equal(first(root(x)), first(baked[0](x)))
     again = pickle.loads(pickle.dumps(baked))
     assert torch.equal(first(again[0](x)), first(baked[0](x)))
+
+
+def test_plain_layers_inside_of_blocks():
+    model = perturb(SVDMLP([3, 5, 5, 2]))
+    baked = bake_silently(model)
+    assert [type(layer) for layer in baked] == [type(bake(layer)) for layer in model]
+    assert type(baked[2].linear) is nn.Linear
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(baked(x), model(x))
+    torch.testing.assert_close(lipschitz_constant(baked), lipschitz_constant(model))
 
 
 def test_the_model_is_not_changed():
