@@ -28,6 +28,8 @@ MODULES = [
 NAMES = (
     "FixedSpectrum",
     "HouseholderSVD",
+    "SVDConv1d",
+    "SVDConv2d",
     "SVDLinear",
     "SigmoidSpectrum",
     "SoftplusSpectrum",
@@ -205,6 +207,8 @@ def test_public_names_are_sorted_and_complete():
 
 def test_signatures_are_those_of_torch():
     for own, plain in (
+        (spectral_triton.SVDConv1d, nn.Conv1d),
+        (spectral_triton.SVDConv2d, nn.Conv2d),
         (spectral_triton.SVDLinear, nn.Linear),
         (spectral_triton.SpectralRNNCell, nn.RNNCell),
         (spectral_triton.SpectralLSTMCell, nn.LSTMCell),
