@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,8 +100,9 @@ def bake(model: nn.Module) -> nn.Module:
             carry_over(module, plain)
             replacements[module] = plain
     model = replace_modules(model, replacements)
+    layers: tuple[type[nn.Module], ...] = (SVDWeight, *PLAIN)
     for name, module in model.named_modules():
-        if isinstance(module, (SVDWeight, *PLAIN)) and not _is_below(name, kept):
+        if isinstance(module, layers) and not _is_below(name, kept):
             kept[name] = _reason(module)
     if kept:
         listed = "; ".join(f"{name or 'the model'} ({reason})" for name, reason in kept.items())
@@ -119,7 +121,7 @@ def _is_below(name: str, others: dict[str, str]) -> bool:
     return any(not other or f"{name}.".startswith(f"{other}.") for other in others)
 
 
-def _reason(module: nn.Module) -> str:
+def _reason(module: Any) -> str:
     if parametrize.is_parametrized(module):
         return f"parametrized: {', '.join(module.parametrizations)}"
     if type(module) is SVDWeight:

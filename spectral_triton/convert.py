@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class Counterpart:
 
     build: Callable[..., nn.Module]
     pattern: str = "weight"
-    blocks: Callable[[nn.Module], int] = lambda layer: 1
+    blocks: Callable[[Any], int] = lambda layer: 1
 
 
 LAYER = r"weight_hh_l\d+(_reverse)?"
@@ -130,7 +132,7 @@ def convert(
         check_integer("num_reflectors", num_reflectors, 0)
     check_choice("out_of_bounds", out_of_bounds, ("clip", "raise"))
     check_choice("too_few", too_few, ("raise", "reset", "skip"))
-    spectrum = resolve_spectrum(spectrum)
+    resolve_spectrum(spectrum)
     selected = _selector(select)
     if not inplace:
         model = copy_model(model)
@@ -139,8 +141,9 @@ def convert(
     )
     replacements: dict[nn.Module, nn.Module] = {}
     converted, skipped = [], []
+    kinds = tuple(COUNTERPARTS)
     for name, layer in model.named_modules():
-        if not isinstance(layer, tuple(COUNTERPARTS)) or not selected(name, layer):
+        if not isinstance(layer, kinds) or not selected(name, layer):
             continue
         reason = _obstacle(layer, owners)
         if reason is None:
@@ -168,26 +171,27 @@ def convert(
 def _selector(select: Selection | None) -> Callable[[str, nn.Module], bool]:
     if select is None:
         return lambda name, layer: True
-    types = select if isinstance(select, tuple) else (select,)
-    if all(isinstance(entry, type) for entry in types):
-        for entry in types:
+    entries: tuple[Any, ...] = select if isinstance(select, tuple) else (select,)
+    if all(isinstance(entry, type) for entry in entries):
+        for entry in entries:
             if entry not in COUNTERPARTS:
                 known = ", ".join(kind.__name__ for kind in COUNTERPARTS)
                 raise TypeError(f"select must hold types among {known}, got {entry.__name__}")
-        return lambda name, layer: isinstance(layer, types)
-    if not callable(select):
+        return lambda name, layer: isinstance(layer, entries)
+    if isinstance(select, tuple) or not callable(select):
         raise TypeError(
             f"select must be types of layers or a function of name and layer, got {select!r}"
         )
-    return select
+    chosen: Any = select
+    return chosen
 
 
-def _dense_names(layer: nn.Module) -> list[str]:
+def _dense_names(layer: Any) -> list[str]:
     pattern = COUNTERPARTS[type(layer)].pattern
     return [name for name in layer._parameters if re.fullmatch(pattern, name)]
 
 
-def _obstacle(layer: nn.Module, owners: Counter[int]) -> str | None:
+def _obstacle(layer: Any, owners: Counter[int]) -> str | None:
     """Why a layer cannot be exchanged, None if it can."""
     if parametrize.is_parametrized(layer):
         return f"already parametrized: {', '.join(layer.parametrizations)}"
@@ -209,9 +213,9 @@ def _obstacle(layer: nn.Module, owners: Counter[int]) -> str | None:
 
 
 def _build(
-    layer: nn.Module,
+    layer: Any,
     num_reflectors: int | None,
-    spectrum: Spectrum,
+    spectrum: Spectrum | None,
     out_of_bounds: str,
     too_few: str,
 ) -> tuple[nn.Module, bool]:
@@ -247,7 +251,7 @@ def _svd_weight(new: nn.Module, name: str) -> SVDWeight:
     return getattr(new, name.replace("weight", "svd", 1))
 
 
-def _matrices(layer: nn.Module, weight: Tensor) -> Tensor:
+def _matrices(layer: Any, weight: Tensor) -> Tensor:
     """The matrices whose singular values get bounds, stacked, in full precision."""
     blocks = COUNTERPARTS[type(layer)].blocks(layer)
     stacked = weight.detach().to(full_precision(weight.dtype)).flatten(1)
@@ -255,7 +259,7 @@ def _matrices(layer: nn.Module, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(name: str, layer: nn.Module, new: nn.Module, was_reset: bool) -> ConvertedLayer:
+def _compare(name: str, layer: Any, new: Any, was_reset: bool) -> ConvertedLayer:
     before, after, moved, norm = [], [], 0.0, 0.0
     for tensor in _dense_names(layer):
         old = _matrices(layer, layer._parameters[tensor])
@@ -264,13 +268,18 @@ def _compare(name: str, layer: nn.Module, new: nn.Module, was_reset: bool) -> Co
         after.append(_svd_weight(new, tensor).singular_values.abs().flatten())
         moved += difference.square().sum().item()
         norm += old.square().sum().item()
-    sigmas = torch.cat(before), torch.cat(after)
     return ConvertedLayer(
-        name,
-        type(layer).__name__,
-        type(new).__name__,
-        *(sum(p.numel() for p in module.parameters()) for module in (layer, new)),
-        *((sigma.min().item(), sigma.max().item()) for sigma in sigmas),
-        (moved / norm) ** 0.5 if norm else float("inf") if moved else 0.0,
-        was_reset,
+        name=name,
+        old_type=type(layer).__name__,
+        new_type=type(new).__name__,
+        parameters_before=sum(p.numel() for p in layer.parameters()),
+        parameters_after=sum(p.numel() for p in new.parameters()),
+        sigma_before=_range(torch.cat(before)),
+        sigma_after=_range(torch.cat(after)),
+        relative_change=(moved / norm) ** 0.5 if norm else math.inf if moved else 0.0,
+        was_reset=was_reset,
     )
+
+
+def _range(sigma: Tensor) -> tuple[float, float]:
+    return sigma.min().item(), sigma.max().item()

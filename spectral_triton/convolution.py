@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from spectral_triton.validation import (
 )
 from spectral_triton.weight import SVDWeight
 
-_PLAIN = (nn.Conv1d, nn.Conv2d)
-_CONVOLVE = (nn.functional.conv1d, nn.functional.conv2d)
+_PLAIN: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d)
+_CONVOLVE: tuple[Any, ...] = (nn.functional.conv1d, nn.functional.conv2d)
 _SETTINGS = (
     "in_channels",
     "out_channels",
@@ -32,11 +32,22 @@ _SETTINGS = (
     "padding_mode",
 )
 
+Convolution = TypeVar("Convolution", bound="SVDConvolution")
+
 
 class SVDConvolution(nn.Module):
     """The base of :class:`SVDConv1d` and :class:`SVDConv2d`, which say how many dimensions."""
 
-    dimensions: int
+    dimensions: ClassVar[int]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -159,7 +170,7 @@ class SVDConvolution(nn.Module):
                     f"x must have the dtype of the kernel, {kernel.dtype}, or half precision, "
                     f"got {x.dtype}"
                 )
-            padding = self.padding
+            padding: tuple[int, ...] | str | int = self.padding
             if self.padding_mode != "zeros":
                 both = [size for pads in reversed(self._pads) for size in pads]
                 # Only batched input can be padded so.
@@ -203,8 +214,9 @@ class SVDConvolution(nn.Module):
         if input_size is None:
             counts = [bound_patches(*settings, self.padding_mode) for settings in shape]
         else:
-            several = isinstance(input_size, Sequence)
-            sizes = input_size if several else (input_size,) * self.dimensions
+            sizes: Any = input_size
+            if not isinstance(input_size, Sequence):
+                sizes = (input_size,) * self.dimensions
             if len(sizes) != self.dimensions:
                 raise ValueError(
                     f"input_size must have {self.dimensions} entries, got {input_size!r}"
@@ -217,13 +229,13 @@ class SVDConvolution(nn.Module):
 
     @classmethod
     def from_conv(
-        cls,
+        cls: type[Convolution],
         conv: nn.Conv1d | nn.Conv2d,
         *,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
-    ):
+    ) -> Convolution:
         """The layer that computes what a given ``nn.Conv1d`` or ``nn.Conv2d`` does.
 
         Args:
@@ -239,7 +251,8 @@ class SVDConvolution(nn.Module):
         kind = _PLAIN[cls.dimensions - 1]
         if not isinstance(conv, kind):
             raise TypeError(f"conv must be a torch.nn.{kind.__name__}, got {type(conv).__name__}")
-        layer = cls(
+        make: Any = cls
+        layer = make(
             **{name: getattr(conv, name) for name in _SETTINGS},
             bias=conv.bias is not None,
             device=conv.weight.device,

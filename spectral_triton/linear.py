@@ -154,8 +154,9 @@ class SVDLinear(nn.Module):
                 f"got {tuple(y.shape)}"
             )
         # Looking at the values would wait for the device.
-        lower, upper = self.svd.spectrum.bounds
-        factors = self.factors.inverse(check_errors=lower <= 0 <= upper)
+        spectrum = self.svd.spectrum
+        may_vanish = not isinstance(spectrum, Spectrum) or spectrum.bounds[0] <= 0
+        factors = self.factors.inverse(check_errors=may_vanish)
         if self.bias is None:
             return factors.apply(y).clone()
         wide = y.to(factors.dtype) if y.dtype.itemsize == 2 else y

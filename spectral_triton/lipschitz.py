@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def lipschitz_constant(module: nn.Module, *, known: Known | None = None) -> Tens
     return torch.as_tensor(_constant(module, "", known or {}))
 
 
-def _constant(module: nn.Module, name: str, known: Known) -> Constant:
+def _constant(module: Any, name: str, known: Known) -> Constant:
     kind = type_before_parametrizations(module)
     try:
         if kind in known:
@@ -104,15 +105,15 @@ def _svd_weight(weight: SVDWeight) -> Tensor:
     return weight.singular_values.abs().amax()
 
 
-def _conv(conv: nn.Module) -> Tensor:
+def _conv(conv: Any) -> Tensor:
     pads = conv._reversed_padding_repeated_twice
     pairs = [(pads[i], pads[i + 1]) for i in range(len(pads) - 2, -1, -2)]
     settings = zip(conv.kernel_size, conv.stride, conv.dilation, pairs, strict=True)
-    patches = math.prod(bound_patches(*along, conv.padding_mode) for along in settings)
+    patches = math.prod([bound_patches(*along, conv.padding_mode) for along in settings])
     return _matrix_norm(conv.weight, conv.groups) * math.sqrt(patches)
 
 
-def _conv_transpose(conv: nn.Module) -> Tensor:
+def _conv_transpose(conv: Any) -> Tensor:
     # The transpose of the convolution with the same kernel, less what padding cuts off.
     return _matrix_norm(conv.weight, conv.groups) * math.sqrt(_patches(conv, len(conv.kernel_size)))
 
@@ -121,18 +122,18 @@ def _each(setting: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
     return (setting,) * dimensions if isinstance(setting, int) else tuple(setting)
 
 
-def _patches(pool: nn.Module, dimensions: int) -> int:
+def _patches(pool: Any, dimensions: int) -> int:
     settings = (pool.kernel_size, pool.stride, getattr(pool, "dilation", 1))
     sizes = zip(*(_each(setting, dimensions) for setting in settings), strict=True)
-    return math.prod(bound_patches(*along, (0, 0), "zeros") for along in sizes)
+    return math.prod([bound_patches(k, s, d, (0, 0), "zeros") for k, s, d in sizes])
 
 
-def _max_pool(dimensions: int) -> Callable[[nn.Module], float]:
+def _max_pool(dimensions: int) -> Callable[[Any], float]:
     return lambda pool: math.sqrt(_patches(pool, dimensions))
 
 
-def _average_pool(dimensions: int) -> Callable[[nn.Module], float]:
-    def rule(pool: nn.Module) -> float:
+def _average_pool(dimensions: int) -> Callable[[Any], float]:
+    def rule(pool: Any) -> float:
         area = math.prod(_each(pool.kernel_size, dimensions))
         divisor = getattr(pool, "divisor_override", None)
         if divisor:
@@ -146,26 +147,26 @@ def _average_pool(dimensions: int) -> Callable[[nn.Module], float]:
     return rule
 
 
-def _adaptive_average(pool: nn.Module) -> float:
+def _adaptive_average(pool: Any) -> float:
     if any(size != 1 for size in _each(pool.output_size, 1)):
         raise _UnknownError("windows depend on the input, except for output_size = 1")
     return 1.0
 
 
-def _batch_norm(norm: nn.Module) -> Tensor:
+def _batch_norm(norm: Any) -> Tensor:
     if norm.training or norm.running_var is None:
         raise _UnknownError("statistics of the batch are used; in eval mode it is a linear map")
     scale = (norm.running_var + norm.eps).rsqrt()
     return (scale if norm.weight is None else scale * norm.weight).abs().amax()
 
 
-def _dropout(dropout: nn.Module) -> float:
+def _dropout(dropout: Any) -> float:
     if not dropout.training:
         return 1.0
     return 1 / (1 - dropout.p) if dropout.p < 1 else 0.0
 
 
-def _alpha_dropout(dropout: nn.Module) -> float:
+def _alpha_dropout(dropout: Any) -> float:
     if dropout.training and dropout.p > 0:
         raise _UnknownError("known in eval mode only")
     return 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +69,11 @@ class SVDMLP(nn.Sequential):
         for index, (before, after) in enumerate(itertools.pairwise(widths)):
             limit = min(before, after)
             reflectors = limit if num_reflectors is None else min(num_reflectors, limit)
-            options = {"device": device, "dtype": dtype, "num_reflectors": reflectors}
+            options: dict[str, Any] = {
+                "device": device,
+                "dtype": dtype,
+                "num_reflectors": reflectors,
+            }
             is_last = index == len(widths) - 2
             if residual and before == after and not is_last:
                 options |= {"activation": activation, "spectrum": residual_spectrum}

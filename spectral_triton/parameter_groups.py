@@ -108,13 +108,14 @@ def parameter_groups(
 
 def _factor_kinds(model: nn.Module) -> dict[int, str]:
     """The group of every reflector and raw singular value, by the identity of the tensor."""
-    kinds = {}
+    kinds: dict[int, str] = {}
     for module in model.modules():
-        factors: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        factors: list[tuple[Any, ...]] = []
         if isinstance(module, SVDWeight):
             factors.append((module.left, module.right, module.raw_singular_values))
         for name in svd_names(module):
-            originals = module.parametrizations[name]
+            chains: Any = module.parametrizations
+            originals = chains[name]
             raw = getattr(originals, "original2", None)
             factors.append((originals.original0, originals.original1, raw))
         for left, right, raw in factors:

@@ -3,6 +3,7 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +115,9 @@ def svd_names(module: nn.Module) -> list[str]:
     """The tensors of a module, without its children, that :func:`svd` keeps in SVD form."""
     if not parametrize.is_parametrized(module):
         return []
+    chains: Any = module.parametrizations
     # Only the first parametrization of a tensor can own several parameters.
-    return [name for name, chain in module.parametrizations.items() if isinstance(chain[0], _SVD)]
+    return [name for name, chain in chains.items() if isinstance(chain[0], _SVD)]
 
 
 def remove_svd(module: nn.Module, name: str = "weight") -> nn.Module:
@@ -144,7 +146,8 @@ def remove_svd(module: nn.Module, name: str = "weight") -> nn.Module:
     """
     if name not in svd_names(module):
         raise ValueError(f"name must be a tensor in SVD form of {module}, got {name!r}")
-    originals = module.parametrizations[name]
+    chains: Any = module.parametrizations
+    originals = chains[name]
     if len(originals) > 1:
         others = ", ".join(type(other).__name__.lstrip("_") for other in list(originals)[1:])
         raise ValueError(f"{name} has further parametrizations, {others}; remove them first")

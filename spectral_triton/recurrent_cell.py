@@ -14,6 +14,7 @@ from spectral_triton.rnn_state import initial_state
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import check_floating, full_precision, without_autocast
+from spectral_triton.weight import SVDWeight
 
 Cell = TypeVar("Cell", bound="RecurrentCell")
 Plain = TypeVar("Plain", bound=nn.RNNCellBase)
@@ -21,6 +22,9 @@ Plain = TypeVar("Plain", bound=nn.RNNCellBase)
 
 class RecurrentCell(RecurrentModule):
     """One step, with the names and shapes of torch.nn.RNNCellBase."""
+
+    svd_hh: SVDWeight
+    weight_ih: nn.Parameter
 
     def _add_all(
         self,
@@ -66,7 +70,8 @@ class RecurrentCell(RecurrentModule):
             raise TypeError(
                 f"cell must be a torch.nn.{expected.__name__}, got {type(plain).__name__}"
             )
-        own = cls(
+        make: Any = cls
+        own = make(
             plain.input_size,
             plain.hidden_size,
             plain.bias,
@@ -82,7 +87,7 @@ class RecurrentCell(RecurrentModule):
 
     def _to_plain(self, make: type[Plain], **more: Any) -> Plain:
         """The cell of torch with the same weights."""
-        options = {"device": self.weight_ih.device, "dtype": self.weight_ih.dtype}
+        options: dict[str, Any] = {"device": self.weight_ih.device, "dtype": self.weight_ih.dtype}
         plain = make(self.input_size, self.hidden_size, self.bias, **more, **options)
         with torch.no_grad():
             plain.weight_hh.copy_(self.weight_hh)

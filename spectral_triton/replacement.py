@@ -38,7 +38,7 @@ def replace_modules(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]
     """
     for parent in list(root.modules()):
         for name, child in parent._modules.items():
-            if child in replacements:
+            if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]
     return replacements.get(root, root)
 

@@ -237,10 +237,10 @@ class HouseholderSVD(SVDAlgebra):
     def _signed(self) -> Tensor:
         return self.singular_values if self.signs is None else self.singular_values * self.signs
 
-    def _with(self, left: Tensor, singular_values: Tensor, right: Tensor) -> HouseholderSVD:
-        return HouseholderSVD(
-            left, singular_values, right, signs=self.signs, triangular=self.triangular
-        )
+    def _make(
+        self, left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
+    ) -> HouseholderSVD:
+        return HouseholderSVD(left, singular_values, right, signs=signs, triangular=self.triangular)
 
 
 def _widen(factor: Tensor) -> Tensor:

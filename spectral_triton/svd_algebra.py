@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from spectral_triton.validation import check_choice, check_floating, check_integer, check_number
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from spectral_triton.svd import HouseholderSVD
 
 
 class SLogDet(NamedTuple):
@@ -20,7 +21,7 @@ class SLogDet(NamedTuple):
     logabsdet: Tensor
 
 
-class SVDAlgebra:
+class SVDAlgebra(ABC):
     """The part of :class:`HouseholderSVD` that is linear algebra: nothing here forms W."""
 
     left: Tensor
@@ -28,10 +29,37 @@ class SVDAlgebra:
     singular_values: Tensor
     signs: Tensor | None
     triangular: bool
-    shape: torch.Size
-    dtype: torch.dtype
     _batch: torch.Size
-    _signed: Tensor
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """(..., m, n)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """That of the factors."""
+
+    @property
+    @abstractmethod
+    def _signed(self) -> Tensor: ...
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """W x for every vector along the last dimension."""
+
+    @abstractmethod
+    def __matmul__(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _make(
+        self, left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
+    ) -> HouseholderSVD:
+        """The matrix of these factors, whose reflectors have the form of the own ones."""
+
+    def _with(self, left: Tensor, singular_values: Tensor, right: Tensor) -> HouseholderSVD:
+        return self._make(left, singular_values, right, self.signs)
 
     def solve(self, b: Tensor, *, check_errors: bool = True) -> Tensor:
         r"""Solves W x = b: exactly where W is square, else by least squares of minimum norm.
@@ -56,7 +84,7 @@ class SVDAlgebra:
         is_square = self.shape[-2] == self.shape[-1]
         return (self.inverse(check_errors=check_errors) if is_square else self.pinv()) @ b
 
-    def inverse(self, *, check_errors: bool = True) -> Self:
+    def inverse(self, *, check_errors: bool = True) -> HouseholderSVD:
         r"""The inverse :math:`V \mathrm{diag}(s/\sigma) U^\top`, with the same reflectors, at once.
 
         Args:
@@ -72,7 +100,7 @@ class SVDAlgebra:
             raise torch.linalg.LinAlgError("inverse: the matrix has a zero singular value")
         return self._with(self.right, self.singular_values.reciprocal(), self.left)
 
-    def pinv(self, *, rtol: float | None = None) -> Self:
+    def pinv(self, *, rtol: float | None = None) -> HouseholderSVD:
         r"""The pseudoinverse: singular values up to ``rtol`` times the largest count as zero.
 
         ``rtol`` is max(m, n) times the machine epsilon by default, as in ``torch.linalg.pinv``.
@@ -112,7 +140,7 @@ class SVDAlgebra:
         """The largest over the smallest absolute singular value, shape (...); infinite for zero."""
         return self.spectral_norm() / self.singular_values.abs().amin(-1)
 
-    def truncate(self, rank: int) -> Self:
+    def truncate(self, rank: int) -> HouseholderSVD:
         r"""The best approximation of given rank: all but the largest singular values become zero.
 
         Reflectors are shared and gradients flow. A matrix of low rank can be rewritten with fewer
@@ -133,7 +161,7 @@ class SVDAlgebra:
         mask = torch.zeros_like(sigma).scatter(-1, kept, 1)
         return self._with(self.left, sigma * mask, self.right)
 
-    def gram(self, power: float = 1.0) -> Self:
+    def gram(self, power: float = 1.0) -> HouseholderSVD:
         r"""A power of :math:`W^\top W = V \,\mathrm{diag}(\sigma^2)\, V^\top`, exactly.
 
         :math:`(W^\top W)^a = V \,\mathrm{diag}(|\sigma|^{2a})\, V^\top`: of shape (n, n), with the
@@ -163,9 +191,9 @@ class SVDAlgebra:
             )
         sigma = self.singular_values.abs().pow(2 * power)
         sigma = torch.nn.functional.pad(sigma, (0, n - sigma.shape[-1])).expand(*self._batch, n)
-        return type(self)(self.right, sigma, self.right, triangular=self.triangular)
+        return self._make(self.right, sigma, self.right, None)
 
-    def polar(self) -> tuple[Self, Self]:
+    def polar(self) -> tuple[HouseholderSVD, HouseholderSVD]:
         r"""The polar decomposition W = Q P of a W with m ≥ n: orthogonal columns, and |W|.
 
         .. math:: Q = U \,\mathrm{diag}(\mathrm{sign}(s \circ \sigma))\, V^\top, \qquad
@@ -207,7 +235,7 @@ class SVDAlgebra:
         check_floating("x", x)
         if not isinstance(exponent, int) or isinstance(exponent, bool):
             raise TypeError(f"exponent must be an int, got {exponent!r}")
-        factors = self if exponent >= 0 else self.inverse()
+        factors: SVDAlgebra = self if exponent >= 0 else self.inverse()
         y = x.to(self.dtype) if x.dtype.itemsize == 2 else x
         for _ in range(abs(exponent)):
             y = factors.apply(y)
