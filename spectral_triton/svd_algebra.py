@@ -194,7 +194,7 @@ class SVDAlgebra(ABC):
         return self._make(self.right, sigma, self.right, None)
 
     def polar(self) -> tuple[HouseholderSVD, HouseholderSVD]:
-        r"""The polar decomposition W = Q P of a W with m ≥ n: orthogonal columns, and |W|.
+        r"""The polar decomposition W = Q P of m ≥ n: orthonormal columns times :math:`|W|`.
 
         .. math:: Q = U \,\mathrm{diag}(\mathrm{sign}(s \circ \sigma))\, V^\top, \qquad
             P = V \,\mathrm{diag}(|\sigma|)\, V^\top
