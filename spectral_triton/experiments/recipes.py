@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spectral_triton.experiments.deep_mlp import DeepMLPStudy
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.model import MODELS
 from spectral_triton.experiments.reproduction import Reproduction
@@ -164,7 +165,11 @@ STUDIES = (
     _archive(),
 )
 
-REPRODUCTIONS: dict[str, Reproduction] = {study.name: study for study in STUDIES}
+INVESTIGATIONS = (DeepMLPStudy(),)
+
+REPRODUCTIONS: dict[str, Reproduction] = {
+    study.name: study for study in (*STUDIES, *INVESTIGATIONS)
+}
 """All of them by the name the command line knows them by, in the order in which ``all`` runs."""
 
 

@@ -5,7 +5,13 @@ from spectral_triton.experiments.catalog import TASKS
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.mnist import PixelMNIST
 from spectral_triton.experiments.model import MODELS, build_model, count_parameters
-from spectral_triton.experiments.recipes import REPRODUCTIONS, STUDIES, UCR_LENGTHS, find
+from spectral_triton.experiments.recipes import (
+    INVESTIGATIONS,
+    REPRODUCTIONS,
+    STUDIES,
+    UCR_LENGTHS,
+    find,
+)
 from spectral_triton.experiments.reproduction import Selection
 from spectral_triton.experiments.storage import read_intact
 
@@ -43,7 +49,7 @@ def test_cost_follows_the_length_of_the_sequences(study):
 
 
 def test_names_are_those_of_the_registry():
-    assert list(REPRODUCTIONS) == [study.name for study in STUDIES]
+    assert list(REPRODUCTIONS) == [study.name for study in (*STUDIES, *INVESTIGATIONS)]
     assert [r.name for r in find("all")] == list(REPRODUCTIONS)
     assert find("ucr") == [REPRODUCTIONS["ucr"]]
     with pytest.raises(UsageError, match="no reproduction 'sorting': choose from adding-200, "):
