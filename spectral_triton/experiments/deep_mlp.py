@@ -53,7 +53,9 @@ class DeepMLP(nn.Module):
 
     ``plain`` begins with He's normal weights and zero biases, ``residual`` with those of
     ``nn.Linear`` (He's weights would double the variance in every layer), the SVD kinds with
-    random reflectors, every σ at the center, and zero biases.
+    random reflectors and zero biases, ``svd`` with every σ at the center. In ``svd-residual`` that
+    center is 0: with W = 0 and no bias ReLU would stand at its kink, where PyTorch's derivative is
+    0, and no hidden layer would ever learn; so σ̂ is drawn from the normal distribution there.
     """
 
     def __init__(self, kind: str, depth: int, inputs: int, width: int, reflectors: int) -> None:
@@ -83,6 +85,8 @@ def _layer(kind: str, width: int, reflectors: int) -> nn.Module:
         layer = SVDLinear(width, width, num_reflectors=reflectors, spectrum=spectrum)
     else:
         layer = nn.Linear(width, width)
+    if kind == "svd-residual":
+        nn.init.normal_(layer.svd.raw_singular_values)
     if kind == "plain":
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if kind != "residual":
