@@ -10,8 +10,10 @@ from typing import Any
 
 from spectral_triton.experiments.deep_mlp import DeepMLPStudy
 from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.gradient_study import GradientStudy
 from spectral_triton.experiments.model import MODELS
 from spectral_triton.experiments.reproduction import Reproduction
+from spectral_triton.experiments.sensitivity import Sensitivity
 from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Search, Study
 
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
@@ -165,7 +167,7 @@ STUDIES = (
     _archive(),
 )
 
-INVESTIGATIONS = (DeepMLPStudy(),)
+INVESTIGATIONS = (DeepMLPStudy(), GradientStudy(), Sensitivity())
 
 REPRODUCTIONS: dict[str, Reproduction] = {
     study.name: study for study in (*STUDIES, *INVESTIGATIONS)
