@@ -15,6 +15,7 @@ from spectral_triton.experiments.model import MODELS
 from spectral_triton.experiments.reproduction import Reproduction
 from spectral_triton.experiments.sensitivity import Sensitivity
 from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Search, Study
+from spectral_triton.experiments.theory import Theory
 
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
 
@@ -167,7 +168,7 @@ STUDIES = (
     _archive(),
 )
 
-INVESTIGATIONS = (DeepMLPStudy(), GradientStudy(), Sensitivity())
+INVESTIGATIONS = (DeepMLPStudy(), GradientStudy(), Sensitivity(), Theory())
 
 REPRODUCTIONS: dict[str, Reproduction] = {
     study.name: study for study in (*STUDIES, *INVESTIGATIONS)
