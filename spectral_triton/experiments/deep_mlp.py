@@ -217,7 +217,7 @@ class DeepMLPStudy(Investigation):
         return [
             f"{WIDTH} units in every hidden layer, {STEPS} steps of Adam with {BATCH} digits each "
             f"(less than one epoch), cosine decay, gradients clipped to norm {CLIP:g}; seeds "
-            f"{', '.join(map(str, seeds))}. Learning rates: "
+            f"{' and '.join(map(str, seeds))}. Learning rates: "
             + ", ".join(f"{kind} {rate:g}" for kind, rate in RATES.items())
             + f"; σ̂ {SIGMA_RATE} times that. SVD layers have {REFLECTORS} + {REFLECTORS} "
             "reflectors; σ lies in "

@@ -20,7 +20,7 @@ KIND_COLORS = {
 }
 KIND_MARKERS = {"plain": "s", "residual": "^", "svd": "D", "svd-residual": "o"}
 MOMENTS = {"start": "#999999", "middle": "#56B4E9", "end": "#0072B2"}
-LOWEST = 1e-20
+LOWEST = 1e-12
 """Norms below it are not drawn: they would squeeze everything else into a line."""
 
 
@@ -67,12 +67,12 @@ def gradient_moments(path: Path, flows: Mapping[str, Mapping[str, Mapping[str, A
     """‖∂L/∂h_t‖ of each model at start, middle and end of training, the bound dotted."""
     figure, panels = _panels(len(flows))
     for axes, (model, flow) in zip(panels, flows.items(), strict=False):
-        for when, color in MOMENTS.items():
+        for (when, color), width in zip(MOMENTS.items(), (1.6, 3.0, 1.4), strict=True):
             record = flow[when]
             steps = np.arange(1, len(record["norms"]) + 1)
             norms = np.asarray(record["norms"])
             shown = np.where(norms > LOWEST, norms, np.nan)
-            axes.plot(steps, shown, color=color, linewidth=1.6, label=f"{when} of training")
+            axes.plot(steps, shown, color=color, linewidth=width, label=f"{when} of training")
             if "bound" in record:
                 axes.plot(
                     steps,

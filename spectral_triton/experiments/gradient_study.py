@@ -106,13 +106,15 @@ class GradientStudy(Investigation):
         from spectral_triton.experiments import figures
 
         by_model = {r["model"]: r for r in results}
-        figures.gradient_moments(
-            target / "gradient_flow.png", {m: r["flow"] for m, r in by_model.items()}
-        )
+        flows = {model: r["flow"] for model, r in by_model.items()}
+        bounded = {model: flow for model, flow in flows.items() if "bound" in flow["start"]}
+        figures.gradient_moments(target / "gradient_flow.png", flows)
+        if bounded:
+            figures.gradient_moments(target / "bounds.png", bounded)
         figures.spectra(target / "spectra.png", {m: r["spectra"] for m, r in by_model.items()})
         rows = []
-        for model, r in by_model.items():
-            flow = r["flow"]
+        for model, flow in flows.items():
+            r = by_model[model]
             shares = (flow[when]["norms"][0] / flow[when]["norms"][-1] for when in flow)
             bound = "none" if r["factor"] is None else f"{r['factor'] ** (LENGTH - 1):.3g}"
             worst = "-"
@@ -127,8 +129,11 @@ class GradientStudy(Investigation):
         return [
             f"{STEPS} steps with the settings of the task, seed 0, {PROBED} training sequences "
             "probed. L is the mean squared error, h_t all that is carried from step t to t + 1 "
-            "(of an LSTM h and c). The loss is read after the last step.",
+            "(of an LSTM h and c). The loss is read after the last step. Norms below 1e-12 are not "
+            "drawn.",
             "![Gradients over time](gradient_flow.png)",
+            *(["The models that have a bound, at a scale of their own:"] if bounded else []),
+            *(["![Gradients and their bounds](bounds.png)"] if bounded else []),
             "‖∂L/∂h_1‖ / ‖∂L/∂h_T‖ at three moments; the bound on it, (σ\\* + r)^(T−1), which "
             "holds at every moment; the largest measured ‖∂L/∂h_t‖ over its bound, t < T; and the "
             f"test error after these {STEPS} steps (always answering 1: 0.167):",
