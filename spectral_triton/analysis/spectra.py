@@ -18,7 +18,7 @@ GATES = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
 def spectra(module: nn.Module) -> dict[str, Tensor]:
     r"""The singular values of every matrix of a network, falling, by name.
 
-    Those in SVD form are read off their parameters, in O(p); the weights of ``nn.Linear`` and the
+    Those in SVD form are read off their parameters, in O(p), each block on its own; the weights of ``nn.Linear`` and the
     transitions of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, each gate on its own, are decomposed.
 
     Args:
@@ -36,8 +36,11 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
     for name, part in module.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(part, SVDWeight):
-            values = part.singular_values.abs()
-            found[name or "weight"] = values.sort(dim=-1, descending=True).values
+            values = part.singular_values.abs().sort(dim=-1, descending=True).values
+            rows = values.flatten(0, -2) if values.dim() > 1 else [values]
+            for block, row in enumerate(rows):
+                label = f"[{block}]" if values.dim() > 1 else ""
+                found[f"{name or 'weight'}{label}"] = row
         elif isinstance(part, nn.Linear):
             found[f"{prefix}weight"] = torch.linalg.svdvals(part.weight)
         elif type(part) in GATES:

@@ -4,6 +4,7 @@ from torch import nn
 
 from spectral_triton import SigmoidSpectrum, SpectralRNN, SVDLinear
 from spectral_triton.analysis.spectra import quantiles, spectra, spectra_of_checkpoints
+from spectral_triton.weight import SVDWeight
 
 
 def svdvals(matrix):
@@ -20,6 +21,13 @@ def test_values_of_factored_matrices_are_those_of_the_dense_ones():
     # Values of either sign: a singular value is their absolute value.
     torch.testing.assert_close(found["0.svd"], svdvals(net[0].weight))
     torch.testing.assert_close(found["1.svd_hh_l0"], svdvals(net[1].weight_hh_l0))
+
+
+def test_blocks_are_apart(monkeypatch):
+    values = torch.tensor([[1.0, -3.0], [2.0, 1.5]])
+    monkeypatch.setattr(SVDWeight, "singular_values", property(lambda self: values))
+    found = spectra(SVDWeight(2, 2))
+    assert {k: v.tolist() for k, v in found.items()} == {"weight[0]": [3, 1], "weight[1]": [2, 1.5]}
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
