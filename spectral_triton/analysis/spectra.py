@@ -18,8 +18,9 @@ GATES = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
 def spectra(module: nn.Module) -> dict[str, Tensor]:
     r"""The singular values of every matrix of a network, falling, by name.
 
-    Those in SVD form are read off their parameters, in O(p), each block on its own; the weights of ``nn.Linear`` and the
-    transitions of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, each gate on its own, are decomposed.
+    Those in SVD form are read off their parameters, in O(p); the weights of ``nn.Linear`` and the
+    transitions of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` are decomposed. Gates and stacked blocks
+    are apart.
 
     Args:
         module: Any module; submodules are searched.
