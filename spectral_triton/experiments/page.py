@@ -22,13 +22,16 @@ from spectral_triton.experiments.results import (
 from spectral_triton.experiments.study import Study
 from spectral_triton.experiments.task import Metric
 
-PAGE, CURVES, CASES = "README.md", "curves.png", "cases.png"
+PAGE, NOTES, CURVES, CASES = "README.md", "notes.md", "curves.png", "cases.png"
 IDENTITY = ("task", "model", "seed", "device", "dtype", "threads", "dataset")
 """What a run's configuration holds beside its settings."""
 
 
 def write_page(study: Study, results: Sequence[Result], target: Path) -> None:
-    """Writes the page of ``results`` to ``target``, with the results themselves."""
+    """Writes the page of ``results`` to ``target``, with the results themselves.
+
+    What a person has to say about them is in ``notes.md`` there, and is put below the table.
+    """
     write_results(target / RESULTS, results)
     runs = [r for r in results if r["candidate"] is None]
     tried = [r for r in results if r["candidate"] is not None]
@@ -39,7 +42,8 @@ def write_page(study: Study, results: Sequence[Result], target: Path) -> None:
         parts += _single(study, runs, target)
     else:
         parts += _several(study, runs, target)
-    parts += [note for note in study.notes if runs]
+    notes = target / NOTES
+    parts += [notes.read_text(encoding="utf-8").strip()] if notes.is_file() else []
     parts += [*_unfinished(runs), *_published(study), *_each(study, runs)]
     parts += [*_settings(runs), *_search(study, tried), *_sessions(results), _again(study)]
     text = "\n\n".join(parts) + "\n"

@@ -211,14 +211,16 @@ def cases(
     for place, name in zip(places, names, strict=True):
         row = values[name].values()
         axes.plot([min(row), max(row)], [place, place], color="black", alpha=0.15, linewidth=3)
-    for model in models:
+    # The first model lies on top, where equal values hide each other.
+    for height, model in enumerate(models):
         axes.plot(
             [values[name].get(model, np.nan) for name in names],
             places,
             linestyle="none",
             marker=MARKERS[model],
             color=COLORS[model],
-            markersize=6,
+            markersize=5.5 + height,
+            zorder=10 - height,
             label=model,
         )
     axes.set_yticks(places, names, fontsize=8)

@@ -91,8 +91,8 @@ def _digits(name: str, title: str, options: Mapping[str, Any], published: tuple)
         task="pixel-mnist",
         cases={"": Case(options, 784)},
         recipes={model: Recipe({}, cost[model], RATES) for model in cost},
-        common={"evaluations": 8},
-        steps=8 * 550,
+        common={"evaluations": 12},
+        steps=6 * 550,
         published=published,
         search=Search(steps=150, evaluations=2),
     )

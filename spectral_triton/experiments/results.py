@@ -60,17 +60,18 @@ def _result(study: Study, run: RunFolder, place: Path) -> Result:
     metrics = run.metrics()
     metric = record["metric"]["name"]
     validation = [r for r in metrics if r["kind"] == "validation"]
+    searched = SEARCH in place.parts
     return {
         "study": study.name,
         "case": parts[0] if len(parts) == 3 else "",
         "model": config["model"],
         "seed": config["seed"],
-        "candidate": int(parts[-1].rpartition("-")[2]) if SEARCH in place.parts else None,
+        "candidate": int(parts[-1].rpartition("-")[2]) if searched else None,
         "finished": summary is not None,
         "failure": record["failure"],
         "step": metrics[-1]["step"] if metrics else 0,
         "solved_step": None if study.goal is None else solved_step(validation, study.goal),
-        "curve": [[r["step"], _short(r[metric])] for r in validation],
+        "curve": [] if searched else [[r["step"], _short(r[metric])] for r in validation],
         **{name: (summary or {}).get(name) for name in SUMMARY},
         "metric": record["metric"],
         "config": config,

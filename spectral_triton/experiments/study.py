@@ -87,7 +87,6 @@ class Study:
         goal: When a run has solved the task.
         also: Test results to show beside the task's metric.
         published: Numbers of others.
-        notes: Sentences for the page: what is special, what was not reached and why.
         search: How ``candidates`` of the recipes are compared.
         common: Settings of all models, under those of the recipes.
     """
@@ -102,7 +101,6 @@ class Study:
     goal: Goal | None = None
     also: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
-    notes: tuple[str, ...] = ()
     search: Search | None = None
     common: Mapping[str, Any] = field(default_factory=dict)
 
@@ -205,7 +203,10 @@ class Study:
         return failures
 
     def write_page(self, folder: Path, target: Path) -> None:
-        """README.md, results.jsonl and pictures of everything found in ``folder``."""
+        """README.md, results.jsonl and pictures of everything found in ``folder``.
+
+        A ``notes.md`` in ``target`` becomes part of the page.
+        """
         from spectral_triton.experiments.page import write_page
         from spectral_triton.experiments.results import collect
 

@@ -1,4 +1,6 @@
 import re
+import shutil
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -6,6 +8,7 @@ from PIL import Image
 
 from spectral_triton.experiments.markdown import number, spread
 from spectral_triton.experiments.page import write_page
+from spectral_triton.experiments.recipes import REPRODUCTIONS
 from spectral_triton.experiments.reproduction import Selection
 from spectral_triton.experiments.results import collect, mean_ranks, read_results
 from spectral_triton.experiments.storage import DataFolder
@@ -44,9 +47,8 @@ def test_numbers_are_those_of_the_raw_results(tiny_study, page):
         assert row[4:7] == ["2 of 2", "2", "6"]
         for result in mine:
             row = cells(text, f"{model}, seed {result['seed']}")
-            assert row[1:3] == [number("mse", result[k]) for k in ("validation",)] + [
-                number("mse", result["test"]["mse"])
-            ]
+            expected = result["validation"], result["test"]["mse"]
+            assert row[1:3] == [number("mse", value) for value in expected]
     assert cells(text, "theirs") == ["theirs", "0.1", "a paper"]
     assert {path.name for path in target.iterdir()} == {"README.md", "results.jsonl", "curves.png"}
     Image.open(target / "curves.png").verify()
@@ -59,6 +61,9 @@ def test_page_can_be_made_again_from_the_raw_results_alone(tiny_study, page):
     (target / "README.md").unlink()
     study.write_page(target, target)
     assert (target / "README.md").read_text() == text
+    (target / "notes.md").write_text("It was easy.\n")
+    study.write_page(target, target)
+    assert "\n\nIt was easy.\n\n## Every run" in (target / "README.md").read_text()
     assert (target / "results.jsonl").read_bytes() == before
 
 
@@ -101,3 +106,18 @@ def test_search_log_marks_the_best_candidate(tiny_study, page):
     expected[best] = f"**{expected[best]}**"
     assert {float(rate): value for rate, value in rows} == expected
     assert "No run yet." in text
+
+
+PUBLISHED = Path(__file__).parents[2] / "perf" / "experiments"
+
+
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in PUBLISHED.glob("*/results.jsonl")))
+def test_published_pages_are_those_of_their_raw_results(name, tmp_path):
+    # If this fails: spectral-triton reproduce all --page-only --output perf/experiments
+    published = PUBLISHED / name
+    if (published / "notes.md").is_file():
+        shutil.copy(published / "notes.md", tmp_path)
+    REPRODUCTIONS[name].write_page(published, tmp_path)
+    for file in ("README.md", "results.jsonl"):
+        assert (tmp_path / file).read_text() == (published / file).read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in published.iterdir()}
