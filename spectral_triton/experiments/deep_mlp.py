@@ -235,8 +235,7 @@ class DeepMLPStudy(Investigation):
                 ],
             ),
             "The paper reports that plain networks fail beyond 35 layers and residual ones beyond "
-            "70. Here both get worse with depth rather than fail, and `svd-residual` is the only "
-            "kind that does not get worse.",
+            "70.",
             "‖∂L/∂h_0‖ / ‖∂L/∂h_depth‖ before → after training, first seed:",
             table(header, _rows(cells, _share)),
             "## What this does not show",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spectral_triton.experiments.progress import ProgressReport
     from spectral_triton.experiments.storage import DataFolder
 
-RESULTS, PAGE = "results.jsonl", "README.md"
+RESULTS, PAGE, NOTES = "results.jsonl", "README.md", "notes.md"
 
 Result = dict[str, Any]
 
@@ -133,14 +133,19 @@ class Investigation(ABC):
         return failures
 
     def write_page(self, folder: Path, target: Path) -> None:
-        """README.md and pictures from the raw results in ``folder``, which are copied beside."""
+        """README.md and pictures from the raw results in ``folder``, which are copied beside.
+
+        What a person has to say about them is in ``notes.md`` there, and comes first.
+        """
         order = {m.place: number for number, m in enumerate(self.measurements())}
         known = [r for r in read_lines(folder / RESULTS) if _place(r) in order]
         results = sorted(known, key=lambda r: order[_place(r)])
         lines = "".join(json.dumps(result) + "\n" for result in results)
+        notes = target / NOTES
         parts = [
             f"# {self.title}",
             f"Made by `spectral-triton reproduce {self.name}` from [{RESULTS}]({RESULTS}).",
+            *([notes.read_text(encoding="utf-8").strip()] if notes.is_file() else []),
             *(self.text(results, target) if results else ["Nothing was measured yet."]),
             *_sessions(results),
         ]

@@ -110,11 +110,13 @@ def test_unknown_selections_are_named(selection, match):
 def test_page_is_made_from_the_results_alone(tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     target.mkdir()
+    (target / "notes.md").write_text("Squares grow.\n")
     run(Squares(), source, models=["cube"])
     run(Squares(), source)
     Squares().write_page(source, target)
     page = (target / PAGE).read_text()
     assert page.startswith("# Squares\n\nMade by `spectral-triton reproduce squares`")
+    assert "\n\nSquares grow.\n\n| n | value |\n" in page
     assert "| 2 | 4 |\n| 3 | 9 |" in page
     assert "2.5 minutes in all" in page
     # In the order of the measurements, whatever the order of the runs was.
@@ -122,6 +124,7 @@ def test_page_is_made_from_the_results_alone(tmp_path):
     assert (target / "picture.png").exists()
     again = tmp_path / "c"
     again.mkdir()
+    (again / "notes.md").write_text("Squares grow.")
     Squares().write_page(target, again)
     assert (again / PAGE).read_text() == page
 
