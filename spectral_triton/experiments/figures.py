@@ -122,9 +122,17 @@ def spectra(path: Path, histories: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def sensitivity(
-    path: Path, label: str, cells: Mapping[Any, Sequence[float]], base: Any, baseline: float
+    path: Path,
+    label: str,
+    cells: Mapping[Any, Sequence[float]],
+    base: Any,
+    baseline: float,
+    lowest: float,
 ) -> None:
-    """The error at each level of one setting; infinite errors become crosses at the top."""
+    """The error at each level of one setting; infinite errors become crosses at the top.
+
+    ``lowest`` is the least error of all figures, which share their range with it.
+    """
     figure, axes = plots._figure(f"Adding problem: {label}")
     levels = list(cells)
     numeric = all(isinstance(level, int | float) for level in levels)
@@ -150,6 +158,7 @@ def sensitivity(
     dashes = (0, (5, 3))
     axes.axhline(baseline, color="black", linestyle=dashes, linewidth=1, label="always answering 1")
     axes.set_yscale("log")
+    axes.set_ylim(lowest / 1.5, 2 * baseline)
     if numeric:
         axes.set_xscale("log")
         axes.minorticks_off()

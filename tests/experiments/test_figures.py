@@ -64,7 +64,7 @@ def test_spectra_puts_gates_together(drawn):
 
 def test_sensitivity(drawn):
     cells = {0.1: [0.01, 0.04], 1.0: [0.1, math.inf]}
-    figures.sensitivity(None, "margin", cells, 0.1, 1 / 6)
+    figures.sensitivity(None, "margin", cells, 0.1, 1 / 6, 0.003)
     (axes,) = drawn[0].axes
     assert axes.lines[0].get_ydata().tolist() == [0.01, 0.04]
     assert axes.lines[1].get_ydata().tolist() == [0.1]
@@ -73,7 +73,8 @@ def test_sensitivity(drawn):
     assert means[0] == pytest.approx(0.02)
     assert np.isnan(means[1])
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-    figures.sensitivity(None, "start", {"haar": [0.1], "identity": [0.2]}, "haar", 1 / 6)
+    assert axes.get_ylim() == pytest.approx((0.002, 1 / 3))
+    figures.sensitivity(None, "start", {"haar": [0.1], "identity": [0.2]}, "haar", 1 / 6, 0.1)
     (axes,) = drawn[1].axes
     assert axes.get_xscale() == "linear"
     assert [t.get_text() for t in axes.get_xticklabels()] == ["haar", "identity"]

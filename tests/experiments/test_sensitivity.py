@@ -64,7 +64,7 @@ def test_study_measures_the_shared_settings_once():
 def test_page(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
-        figures, "sensitivity", lambda path, label, cells, base, line: drawn.update({label: cells})
+        figures, "sensitivity", lambda path, label, cells, *_: drawn.update({label: cells})
     )
     results = [
         {"model": m, "case": c, "seed": seed, "mse": error, "sigma": None if error is None else s}
@@ -76,7 +76,7 @@ def test_page(tmp_path, monkeypatch):
         for seed, error in enumerate(errors)
     ]
     page = "\n\n".join(Sensitivity().text(results, tmp_path))
-    assert "| margin | 0.02 (0.02) | 0.001 (0.16) | 8 | 4.0 |" in page
+    assert "| margin | 0.02 (0.02) | 0.001 (0.16) | 8.0 | 2.0 |" in page
     assert "| test mse | 0.16 / 0.16 | 0.01 / 0.04 |" in page
     assert "| σ at the end | 0.999 to 1.001 | 0.990 to 1.020 |" in page
     assert "| test mse | 0.08 / broke off | 0.01 / 0.04 |" in page

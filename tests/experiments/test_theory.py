@@ -84,8 +84,8 @@ def test_page(tmp_path, monkeypatch):
     bound = {
         "model": "gradient bound",
         "case": "relu",
-        "bound": [4.0, 2.0],
-        "curves": {"random σ": [1.0, 1.0]},
+        "bound": [4.0, 2.0, 1.0],
+        "curves": {"random σ": [1.0, 1.0, 1.0]},
     }
     found = {"model": "from_dense", "case": "4 x 3", **reach(4, 3, None)}
     page = "\n\n".join(Theory().text([gap, bound, found], tmp_path))
