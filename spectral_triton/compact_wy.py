@@ -24,8 +24,8 @@ Note [Backward of the product]
     Z = W - E V / 2. One n x n matrix product forms K from the whole gradient, then each block costs
     6 n² b; with triangular reflectors only a trailing part of K is needed after each block.
 
-All functions take matching leading batch dimensions (none or one) and are differentiable, which
-is how second derivatives are had.
+All functions take matching leading batch dimensions (none or one). All but product_fwd are
+differentiable, in forward mode too, which is how second derivatives are had.
 """
 
 from __future__ import annotations
@@ -33,28 +33,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectral_triton.forward_mode import is_differentiated
+
 # Of 16 to 96, the fastest forward and backward together: one block up to 64 reflectors, of 32
 # beyond that, for n = 64 to 1024 on one and two CPU threads.
 BLOCK_SIZE, SINGLE_BLOCK = 32, 64
 
 
-def unit_rows(reflectors: Tensor) -> tuple[Tensor, Tensor]:
+def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Tensor]:
     """Rows scaled to length one, zero rows kept, and the lengths (1 for zero rows)."""
+    rows = reflectors.triu() if triangular else reflectors
     # Dividing by the largest entry first keeps the squares of 1e-30 or 1e30 in range.
-    largest = reflectors.detach().abs().amax(-1, keepdim=True)
-    largest = largest.masked_fill(largest == 0, 1)
-    scaled = reflectors / largest
+    with torch.no_grad():
+        largest = torch.maximum(rows.amax(-1, keepdim=True), -rows.amin(-1, keepdim=True))
+        largest = largest.masked_fill(largest == 0, 1).detach()
+    if is_differentiated():
+        scaled = rows / largest
+        length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+        length = torch.where(length == 0, 1, length)
+        return scaled / length, length * largest
+    scaled = rows.div_(largest) if triangular else rows / largest
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    length = torch.where(length == 0, 1, length)
-    return scaled / length, length * largest
+    length.masked_fill_(length == 0, 1)
+    return scaled.div_(length), length * largest
 
 
 def t_factor(v: Tensor) -> Tensor:
     """T (..., b, b) of unit rows V (..., b, n)."""
-    b = v.shape[-2]
-    identity = torch.eye(b, dtype=v.dtype, device=v.device)
-    s = torch.matmul(v, v.mT).triu(1) + identity / 2
-    return torch.linalg.solve_triangular(s, identity.expand_as(s), upper=True)
+    gram = v @ v.mT
+    twice = 2 * torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
+    # S T = I doubled: the solver takes ones on the diagonal and does not read below it.
+    return torch.linalg.solve_triangular(
+        2 * gram, twice.expand_as(gram), upper=True, unitriangular=True
+    )
 
 
 def block_size(num_reflectors: int) -> int:
@@ -72,19 +83,47 @@ def blocks(unit_reflectors: Tensor, block_size: int) -> Tensor:
     return unit_reflectors.unflatten(-2, (m, b))
 
 
-def _plus_product(base: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
-    """base + alpha a b in one call."""
-    add = torch.addmm if base.dim() == 2 else torch.baddbmm
-    return add(base, a, b, alpha=alpha)
+def _add_product(base: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
+    """base + alpha a b in one call, in place unless derivatives are taken."""
+    if is_differentiated():
+        return (torch.addmm if base.dim() == 2 else torch.baddbmm)(base, a, b, alpha=alpha)
+    return (base.addmm_ if base.dim() == 2 else base.baddbmm_)(a, b, alpha=alpha)
+
+
+def _columns_from(z: Tensor, first: int) -> Tensor:
+    # Not a slice from 0, which is an alias that gradients of batches (is_grads_batched) lack.
+    return z[..., first:] if first else z
 
 
 def _subtract_product(z: Tensor, first: int, a: Tensor, b: Tensor) -> Tensor:
-    """z with a b taken from its columns ``first`` on: in place unless autograd is recording."""
-    tail = z[..., first:]
-    if not torch.is_grad_enabled():
-        (tail.addmm_ if z.dim() == 2 else tail.baddbmm_)(a, b, alpha=-1)
-        return z
-    return torch.cat((z[..., :first], _plus_product(tail, a, b, alpha=-1)), -1)
+    """z with a b taken from its columns ``first`` on: in place unless derivatives are taken."""
+    tail = _add_product(_columns_from(z, first), a, b, alpha=-1)
+    return torch.cat((z[..., :first], tail), -1) if is_differentiated() else z
+
+
+class _Gradient:
+    """The gradient of V as it grows, block by block: in one buffer unless derivatives are taken.
+
+    Temporaries of the size of V cost more than the arithmetic, as each is new memory.
+    """
+
+    def __init__(self, v: Tensor, like: Tensor) -> None:
+        m, b, n = v.shape[-3:]
+        self.size = b
+        self.blocks: list[Tensor] | None = [None] * m if is_differentiated() else None
+        if self.blocks is None:
+            self.buffer = like.new_zeros(*v.shape[:-3], m * b, n)
+
+    def put(self, j: int, first: int, grad: Tensor) -> None:
+        """Sets block j from column ``first`` on, the columns before it to zero."""
+        if self.blocks is None:
+            rows = self.buffer.narrow(-2, j * self.size, self.size)
+            _columns_from(rows, first).copy_(grad)
+        else:
+            self.blocks[j] = torch.nn.functional.pad(grad, (first, 0)) if first else grad
+
+    def rows(self) -> Tensor:
+        return self.buffer if self.blocks is None else torch.cat(self.blocks, -2)
 
 
 def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool) -> Tensor:
@@ -93,8 +132,8 @@ def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
     x = x.clone(memory_format=torch.contiguous_format)
     for j in range(m) if transpose else reversed(range(m)):
         first = j * b if triangular else 0
-        v_j, t_j = v[..., j, :, first:], t[..., j, :, :]
-        coefficients = (x[..., first:] @ v_j.mT) @ (t_j if transpose else t_j.mT)
+        v_j, t_j = _columns_from(v[..., j, :, :], first), t[..., j, :, :]
+        coefficients = (_columns_from(x, first) @ v_j.mT) @ (t_j if transpose else t_j.mT)
         x = _subtract_product(x, first, coefficients, v_j)
     return x
 
@@ -104,23 +143,40 @@ def apply_bwd(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of apply_fwd for x and for the unit rows; see Note [Backward of a block]."""
     m, b = v.shape[-3:-1]
-    rows = y.shape[-2]
+    if m == 1:
+        return _single_block_bwd(y, grad_y, v[..., 0, :, :], t[..., 0, :, :], transpose)
+    num_vectors = y.shape[-2]
     z = torch.cat((grad_y, y), -2)
-    grads, inner = [None] * m, [None] * m
+    grad_v = _Gradient(v, z)
     for j in reversed(range(m)) if transpose else range(m):
         first = j * b if triangular else 0
-        v_j, t_j = v[..., j, :, first:], t[..., j, :, :]
-        z_j = z[..., first:]
+        v_j, t_j = _columns_from(v[..., j, :, :], first), t[..., j, :, :]
+        z_j = _columns_from(z, first)
         d = (z_j @ v_j.mT) @ (t_j.mT if transpose else t_j)
-        d_g, d_y = d[..., :rows, :], d[..., rows:, :]
-        grad = torch.cat((d_y, -d_g), -2).mT @ z_j
-        grads[j] = torch.nn.functional.pad(grad, (first, 0)) if first else grad
-        inner[j] = d_g.mT @ d_y
+        d_g, d_y = d[..., :num_vectors, :], d[..., num_vectors:, :]
+        grad = _mixed(d_g, d_y, transpose) @ v_j
+        grad_v.put(j, first, _add_product(grad, torch.cat((d_y, -d_g), -2).mT, z_j))
         z = _subtract_product(z, first, d, v_j)
-    r = torch.stack(inner, -3)
-    r = r - r.mT
-    grad_v = torch.stack(grads, -3) + (r.triu(1) if transpose else r.tril(-1)) @ v
-    return z[..., :rows, :], grad_v.flatten(-3, -2)
+    return z[..., :num_vectors, :], grad_v.rows()
+
+
+def _mixed(d_g: Tensor, d_y: Tensor, transpose: bool) -> Tensor:
+    """stril(R - Rᵀ), or striu, of R = D_gᵀ D_y."""
+    r = d_g.mT @ d_y
+    return (r - r.mT).triu(1) if transpose else (r - r.mT).tril(-1)
+
+
+def _single_block_bwd(
+    y: Tensor, grad_y: Tensor, v: Tensor, t: Tensor, transpose: bool
+) -> tuple[Tensor, Tensor]:
+    """apply_bwd for one block: nothing needs x, so it is not recovered."""
+    t = t.mT if transpose else t
+    d_g, d_y = (grad_y @ v.mT) @ t, (y @ v.mT) @ t
+    grad = _add_product(_mixed(d_g, d_y, transpose) @ v, d_y.mT, grad_y)
+    grad = _add_product(grad, d_g.mT, y, alpha=-1)
+    # Not in place: this is the caller's gradient.
+    subtract = torch.addmm if y.dim() == 2 else torch.baddbmm
+    return subtract(grad_y, d_g, v, alpha=-1), grad
 
 
 def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Tensor:
@@ -130,10 +186,13 @@ def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Ten
     q = q.expand(*v.shape[:-3], n, num_columns).contiguous()
     for j in reversed(range(m)):
         first = j * b if triangular else 0
-        v_j = v[..., j, :, first:]
-        part = q[..., first:, min(first, num_columns) :]
-        coefficients = t[..., j, :, :] @ (v_j @ part)
-        part.copy_(_plus_product(part, v_j.mT, coefficients, alpha=-1))
+        v_j = _columns_from(v[..., j, :, :], first)
+        start = min(first, num_columns)
+        part = q[..., first:, start:]
+        # Before the first product this part is the identity.
+        inner = v_j @ part if j < m - 1 else v_j[..., : num_columns - start]
+        coefficients = t[..., j, :, :] @ inner
+        (part.addmm_ if part.dim() == 2 else part.baddbmm_)(v_j.mT, coefficients, alpha=-1)
     return q
 
 
@@ -142,17 +201,16 @@ def product_bwd(q: Tensor, grad_q: Tensor, v: Tensor, t: Tensor, triangular: boo
     m, b = v.shape[-3:-1]
     k = grad_q @ q.mT
     k = k - k.mT
-    grads = []
+    grad_v = _Gradient(v, k)
     for j in range(m):
         first = j * b if triangular else 0
-        v_j, t_j = v[..., j, :, first:], t[..., j, :, :]
+        v_j, t_j = _columns_from(v[..., j, :, :], first), t[..., j, :, :]
         if j and triangular:
             k = k[..., b:, b:]
         w = t_j.mT @ (v_j @ k)
         e = w @ v_j.mT @ t_j
-        grad = e.tril(-1) @ v_j - w
-        grads.append(torch.nn.functional.pad(grad, (first, 0)) if first else grad)
+        grad_v.put(j, first, e.tril(-1) @ v_j - w)
         if j + 1 < m:
             z = w - 0.5 * (e @ v_j)
-            k = _plus_product(k, torch.cat((z, -v_j), -2).mT, torch.cat((v_j, z), -2))
-    return torch.stack(grads, -3).flatten(-3, -2)
+            k = _add_product(k, torch.cat((z, -v_j), -2).mT, torch.cat((v_j, z), -2))
+    return grad_v.rows()

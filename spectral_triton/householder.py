@@ -10,7 +10,13 @@ import math
 import torch
 from torch import Tensor
 
-from spectral_triton.householder_function import ApplyReflectors, HouseholderProduct, prepare
+from spectral_triton.forward_mode import in_forward_mode
+from spectral_triton.householder_function import (
+    ApplyReflectors,
+    HouseholderProduct,
+    apply_plain,
+    prepare,
+)
 from spectral_triton.validation import check_floating, full_precision, without_autocast
 
 
@@ -93,6 +99,9 @@ def apply_reflectors(
     with without_autocast(x.device.type):
         dtype = full_precision(x.dtype, reflectors.dtype)
         rows, reflectors = rows.to(dtype), reflectors.to(dtype)
+        if in_forward_mode():
+            y = apply_plain(rows, reflectors, transpose, triangular)
+            return y.to(x.dtype).reshape(shape)
         prepared = prepare(reflectors, triangular, rows.shape[:-1].numel())
         if forms_product(rows.shape[-2], k, n, triangular):
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
@@ -146,6 +155,10 @@ def householder_product(
     with without_autocast(reflectors.device.type):
         v = reflectors.to(full_precision(reflectors.dtype))
         v = v.reshape(-1, k, n) if len(batch) > 1 else v
+        if in_forward_mode():
+            rows = torch.eye(columns, n, dtype=v.dtype, device=v.device)
+            q = apply_plain(rows.expand(*v.shape[:-2], columns, n), v, False, triangular).mT
+            return q.to(reflectors.dtype).reshape(*batch, n, columns)
         q = HouseholderProduct.apply(v, *prepare(v, triangular, n), columns, triangular)
         return q.to(reflectors.dtype).reshape(*batch, n, columns)
 

@@ -10,12 +10,13 @@ from torch.autograd import Function
 
 from spectral_triton import compact_wy, householder_op
 from spectral_triton.backend import may_launch, reflector_block_size
+from spectral_triton.forward_mode import is_differentiated
 from spectral_triton.validation import without_autocast
 
 
 def _prepared(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Blocks V and T of the rows made unit, and the lengths of the rows; differentiable."""
-    unit, length = compact_wy.unit_rows(reflectors.triu() if triangular else reflectors)
+    unit, length = compact_wy.unit_rows(reflectors, triangular)
     v = compact_wy.blocks(unit, compact_wy.block_size(unit.shape[-2]))
     return v, compact_wy.t_factor(v), length
 
@@ -28,15 +29,24 @@ def prepare(
     reflectors = reflectors.detach()
     if not may_launch(reflectors):
         return _prepared(reflectors, triangular)
-    unit, length = compact_wy.unit_rows(reflectors.triu() if triangular else reflectors)
+    unit, length = compact_wy.unit_rows(reflectors, triangular)
     v = compact_wy.blocks(unit, reflector_block_size(unit, num_vectors))
     return v, householder_op.t_factor(v), length
 
 
+def apply_plain(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool) -> Tensor:
+    """What ApplyReflectors computes, in operations with derivatives of every kind."""
+    v, t, _ = _prepared(reflectors, triangular)
+    return compact_wy.apply_fwd(x, v, t, transpose, triangular)
+
+
 def _reflector_gradient(grad_unit: Tensor, length: Tensor, triangular: bool) -> Tensor:
     """From the gradient for unit rows (padded) to that for the rows as they were given."""
-    grad = grad_unit[..., : length.shape[-2], :] / length
-    return grad.triu() if triangular else grad
+    grad = grad_unit.narrow(-2, 0, length.shape[-2])
+    if is_differentiated():
+        return (grad / length).triu() if triangular else grad / length
+    grad.div_(length)
+    return grad.triu_() if triangular else grad
 
 
 class _Flat:
@@ -86,7 +96,7 @@ class ApplyReflectors(_Flat, Function):
                 back = (v, t, length, not ctx.transpose, ctx.triangular)
                 return ApplyReflectors.apply(grad_y, reflectors, *back), None, *none
             bwd = householder_op.apply_bwd if may_launch(y) else compact_wy.apply_bwd
-            if torch.is_grad_enabled():
+            if is_differentiated():
                 v, t, length = _prepared(reflectors, ctx.triangular)
                 bwd = compact_wy.apply_bwd
             grad_x, grad = bwd(y, grad_y, v, t, ctx.transpose, ctx.triangular)
@@ -117,7 +127,7 @@ class HouseholderProduct(_Flat, Function):
         reflectors, v, t, length, q = ctx.saved_tensors
         k, (n, columns) = length.shape[-2], q.shape[-2:]
         with without_autocast(q.device.type):
-            if torch.is_grad_enabled():
+            if is_differentiated():
                 v, t, length = _prepared(reflectors, ctx.triangular)
             # Multiply-adds: 6 c n k against n² c + 3 n² k, a half and a third when triangular.
             share = (1 / 2, 1 / 3) if ctx.triangular else (1, 1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spectral_triton.backend import recurrence_form
 from spectral_triton.compact_wy import t_factor, unit_rows
-from spectral_triton.recurrence_op import Recurrence
+from spectral_triton.recurrence_op import recurrence
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
     check_choice,
@@ -43,8 +43,7 @@ def fold(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
     sigma = factors.singular_values
     sigma = (sigma if factors.signs is None else sigma * factors.signs).to(wide)
     u, v = (
-        unit_rows((side.triu() if factors.triangular else side).to(wide))[0]
-        for side in (factors.left, factors.right)
+        unit_rows(side.to(wide), factors.triangular)[0] for side in (factors.left, factors.right)
     )
     ua = u.mT @ t_factor(u)
     vc = sigma.unsqueeze(-1) * (v.mT @ t_factor(v).mT)
@@ -146,7 +145,7 @@ def run(
         bias = None if bias is None else bias.to(dtype)
         slope = float(negative_slope)
         options = (batch_sizes, nonlinearity, slope, reverse)
-        y, last, _ = Recurrence.apply(x.to(dtype), h0.to(dtype), scale, p, q, bias, *options)
+        y, last = recurrence(x.to(dtype), h0.to(dtype), scale, p, q, bias, *options)
         return y.to(x.dtype), last.to(x.dtype)
 
 

@@ -95,6 +95,32 @@ def loop_fwd(
     return y, coefficients
 
 
+def loop_fwd_plain(
+    x: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    bias: Tensor | None,
+    batch_sizes: list[int] | None,
+    nonlinearity: str,
+    slope: float,
+    reverse: bool,
+) -> Tensor:
+    """All outputs in operations that have derivatives of every kind."""
+    activate = _activate(nonlinearity, slope, bias)
+    h, outputs = h0, []
+    for (x_t,) in _in_order(zip(_steps(x, batch_sizes), strict=True), reverse):
+        h = h[: len(x_t)] if len(h) >= len(x_t) else torch.cat((h, h0[len(h) : len(x_t)]))
+        h = x_t + (h @ p.mT if q is None else h * scale - (h @ q) @ p.mT)
+        activate(h)
+        outputs.append(h)
+    outputs = outputs[::-1] if reverse else outputs
+    if not outputs:
+        return torch.zeros_like(x)
+    return torch.stack(outputs) if batch_sizes is None else torch.cat(outputs)
+
+
 def loop_bwd(
     grad_y: Tensor | None,
     grad_last: Tensor | None,

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.autograd import Function
 
 from spectral_triton.backend import use_triton
+from spectral_triton.forward_mode import in_forward_mode, is_differentiated
 from spectral_triton.recurrence_loop import (
     loop_bwd,
     loop_bwd_plain,
     loop_fwd,
+    loop_fwd_plain,
     previous_states,
 )
 from spectral_triton.recurrence_vmap import vmap_rule
@@ -224,7 +226,7 @@ class Recurrence(Function):
         *_, reverse = ctx.options
         with without_autocast(y.device.type):
             before = previous_states(y, h0, _sizes(batch_sizes), reverse)
-            if torch.is_grad_enabled():
+            if is_differentiated():
                 options = (_sizes(batch_sizes), *ctx.options)
                 back = loop_bwd_plain(grad_y, grad_last, y, *state, *options)
                 # What was kept of the forward is no function of y and h0 to autograd.
@@ -235,6 +237,26 @@ class Recurrence(Function):
                 kept = None if q is None else [flat[rows] for _, rows in before]
             grads = _gradients(*back, y, *state[1:], before, kept, ctx.needs_input_grad)
         return *grads, None, None, None, None
+
+
+def recurrence(
+    x: Tensor,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    bias: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    slope: float,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """All states and the last ones, with derivatives of every kind."""
+    options = (nonlinearity, slope, reverse)
+    if not in_forward_mode():
+        return Recurrence.apply(x, h0, scale, p, q, bias, batch_sizes, *options)[:2]
+    y = loop_fwd_plain(x, h0, scale, p, q, bias, _sizes(batch_sizes), *options)
+    return y, _last_states(y, h0, batch_sizes, reverse)
 
 
 def _gradients(

@@ -73,11 +73,12 @@ def test_treebank_models_have_equally_many_parameters(layers):
     assert max(counts.values()) < 1.005 * min(counts.values())
 
 
-def test_digit_steps_are_whole_epochs():
+@pytest.mark.parametrize(("name", "epochs"), [("pixel-mnist-short", 4), ("pixel-mnist", 60)])
+def test_digit_steps_are_whole_epochs(name, epochs):
     samples = 60_000 - 60_000 // VALIDATION_SHARE
-    for job in REPRODUCTIONS["pixel-mnist"].jobs(Selection(seeds=[0])):
+    for job in REPRODUCTIONS[name].jobs(Selection(seeds=[0])):
         settings = job.config.settings
-        assert settings.steps % batches_per_epoch(samples, settings.batch_size) == 0
+        assert settings.steps == epochs * batches_per_epoch(samples, settings.batch_size)
 
 
 def test_series_lengths_are_those_of_the_archive(real_data):

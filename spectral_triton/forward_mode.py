@@ -1,0 +1,20 @@
+"""Whether derivatives are being taken that an autograd Function cannot give.
+
+A Function with a ``jvp`` loses the outer derivative of nested forward mode without a word
+(PyTorch 2.13), so where forward mode is on, functions are computed by differentiable operations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is open, as in ``torch.func.jvp``."""
+    return forward_ad._current_level >= 0
+
+
+def is_differentiated() -> bool:
+    """Whether what is computed now, such as a backward, has to be differentiable itself."""
+    return torch.is_grad_enabled() or in_forward_mode()
