@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help train test lint format bench bench-quick clean
+.PHONY: help train test lint format bench bench-quick bench-compare clean
 
 help:
 	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint         check style"
 	@echo "make bench        benchmarks against the peers that are installed, about 10 minutes"
 	@echo "make bench-quick  a small selection of them, about 1 minute"
+	@echo "make bench-compare  the same, failing where it is slower than this machine's committed report"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,11 @@ bench: $(STAMP)
 bench-quick: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_NUM_THREADS=2 $(BIN)/pytest perf --quick --label quick
+
+bench-compare: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	OMP_NUM_THREADS=2 $(BIN)/pytest perf --quick --label new
+	$(BIN)/python perf/report.py compare
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,12 +2,16 @@
 
 from spectral_triton import init, parametrizations
 from spectral_triton.backend import backend_info, use_backend
+from spectral_triton.gru import SpectralGRU
+from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.householder import (
     apply_reflectors,
     householder_product,
     reflectors_from_orthogonal,
 )
 from spectral_triton.linear import SVDLinear
+from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.recurrence import spectral_recurrence
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
@@ -31,6 +35,10 @@ __all__ = [
     "SigmoidSpectrum",
     "SignedSpectrum",
     "SoftplusSpectrum",
+    "SpectralGRU",
+    "SpectralGRUCell",
+    "SpectralLSTM",
+    "SpectralLSTMCell",
     "SpectralRNN",
     "SpectralRNNCell",
     "Spectrum",

@@ -227,7 +227,8 @@ class HouseholderSVD:
                 y = torch.matmul(y, self.to_dense().mT)
             else:
                 y = apply_reflectors(y, self.right, transpose=True, triangular=self.triangular)
-                y = _resize(y[..., : min(m, n)] * self._signed.unsqueeze(-2), m)
+                y = y if n <= m else y[..., :m]
+                y = _resize(y * self._signed.unsqueeze(-2), m)
                 y = apply_reflectors(y, self.left, triangular=self.triangular)
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
 
@@ -360,5 +361,7 @@ def _widen(factor: Tensor) -> Tensor:
 
 
 def _resize(x: Tensor, size: int) -> Tensor:
-    """x with zeros appended to its last dimension."""
+    """x with zeros appended to its last dimension, itself where there are none to append."""
+    if size == x.shape[-1]:
+        return x
     return torch.nn.functional.pad(x, (0, size - x.shape[-1]))

@@ -32,6 +32,10 @@ NAMES = (
     "SVDLinear",
     "SigmoidSpectrum",
     "SoftplusSpectrum",
+    "SpectralGRU",
+    "SpectralGRUCell",
+    "SpectralLSTM",
+    "SpectralLSTMCell",
     "SpectralRNN",
     "SpectralRNNCell",
     "apply_reflectors",
@@ -204,16 +208,21 @@ def test_signatures_are_those_of_torch():
     for own, plain in (
         (spectral_triton.SVDLinear, nn.Linear),
         (spectral_triton.SpectralRNNCell, nn.RNNCell),
+        (spectral_triton.SpectralLSTMCell, nn.LSTMCell),
+        (spectral_triton.SpectralGRUCell, nn.GRUCell),
     ):
         theirs = list(inspect.signature(plain).parameters)
         assert list(inspect.signature(own).parameters)[: len(theirs)] == theirs
-    # nn.RNN itself takes (*args, **kwargs).
-    parameters = inspect.signature(spectral_triton.SpectralRNN).parameters.values()
-    positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
-    assert " ".join(positional) == (
-        "input_size hidden_size num_layers nonlinearity bias batch_first dropout bidirectional "
-        "device dtype"
-    )
+    # nn.RNN, nn.LSTM and nn.GRU themselves take (*args, **kwargs).
+    shared = "num_layers bias batch_first dropout bidirectional device dtype"
+    for own, expected in (
+        (spectral_triton.SpectralRNN, shared.replace(" bias", " nonlinearity bias")),
+        (spectral_triton.SpectralLSTM, shared.replace(" device", " proj_size device")),
+        (spectral_triton.SpectralGRU, shared),
+    ):
+        parameters = inspect.signature(own).parameters.values()
+        positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+        assert positional == ["input_size", "hidden_size", *expected.split()]
 
 
 def test_command_line_starts(tmp_path):
