@@ -16,6 +16,7 @@ import spectral_triton
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
     "spectral_triton": "tests",
+    "spectral_triton/analysis": "tests/analysis",
     "spectral_triton/experiments": "tests/experiments",
     "kernels": "tests/kernels",
 }

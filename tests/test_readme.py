@@ -25,3 +25,13 @@ def test_links_lead_somewhere():
     text = README.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert (README.parent / target).exists(), target
+
+
+def test_results_are_those_of_the_pages_they_link_to():
+    text = README.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[[^]]+\]\((perf/experiments/\S+)\)[^|]*\|(.*)\|$", text, re.MULTILINE)
+    assert rows
+    for page, cells in rows:
+        printed = re.split(r"\s*\|\s*", (README.parent / page).read_text(encoding="utf-8"))
+        for cell in cells.split("|"):
+            assert cell.strip() in (*printed, "-"), (page, cell)

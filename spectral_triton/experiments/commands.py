@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import shlex
 import sys
 from enum import Enum
@@ -12,11 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spectral_triton.experiments.arguments import (
+    listed,
+    reflector_counts,
+    require_packages,
+    whole_numbers,
+)
+from spectral_triton.experiments.reproduce_command import reproduce
+
 if TYPE_CHECKING:
     from spectral_triton.experiments.config import RunConfig
-
-EXTRA = "pip install 'spectral-triton[experiments]'"
-PACKAGES = ("matplotlib", "pooch", "rich", "tensorboard")
 
 app = typer.Typer(
     help="Recurrent networks whose singular values stay within bounds.",
@@ -24,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(reproduce)
 
 
 class TaskName(str, Enum):
@@ -191,8 +196,8 @@ def train(
     hardware = {"device": device, "dtype": dtype, "threads": threads}
     try:
         if reflectors is not None:
-            overrides["num_reflectors"] = _reflectors(reflectors)
-        models, seeds = _listed(model or ["spectral"]), _seeds(seed or ["0"])
+            overrides["num_reflectors"] = reflector_counts(reflectors)
+        models, seeds = listed(model or ["spectral"]), whole_numbers(seed or ["0"])
         configs = _configs(task.value, models, seeds, options, overrides, hardware)
         if output is None:
             if resume:
@@ -258,31 +263,6 @@ def _given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _listed(values: list[str]) -> list[str]:
-    names = [name.strip() for value in values for name in value.split(",")]
-    for name in names:
-        if names.count(name) > 1:
-            raise typer.BadParameter(f"{name!r} is given twice")
-    return names
-
-
-def _seeds(values: list[str]) -> list[int]:
-    seeds = _listed(values)
-    for seed in seeds:
-        if not seed.isdecimal() or int(seed) >= 2**63:
-            raise typer.BadParameter(f"--seed takes whole numbers from 0, not {seed!r}")
-    return [int(seed) for seed in seeds]
-
-
-def _reflectors(text: str) -> tuple[int, int] | None:
-    if text == "full":
-        return None
-    parts = text.split(",")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise typer.BadParameter(f"--reflectors takes K, LEFT,RIGHT or full, not {text!r}")
-    return int(parts[0]), int(parts[-1])
-
-
 def _default_output(task: str, dataset: str | None) -> Path:
     name = task if dataset is None else f"{task}-{dataset}"
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -300,11 +280,3 @@ def _fail(error: Exception, output: Path | None) -> None:
         command = shlex.join(["spectral-triton", *arguments, "--resume"])
         typer.echo(f"Continue with: {command}", err=True)
     raise typer.Exit(error.exit_code)
-
-
-def require_packages() -> None:
-    """Ends the command where a package of the extra is absent, and says how to get it."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        typer.echo(f"Error: {', '.join(missing)} not installed. Run: {EXTRA}", err=True)
-        raise typer.Exit(1)

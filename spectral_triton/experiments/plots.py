@@ -29,6 +29,8 @@ COLORS = {
 }
 """One color for each model in every picture; told apart by color-blind readers too."""
 
+MARKERS = {"spectral": "o", "orthogonal": "D", "rnn": "s", "irnn": "P", "lstm": "^", "gru": "v"}
+
 Curve = Sequence[tuple[float, float]]
 
 
@@ -190,5 +192,43 @@ def comparison(
             )
     _metric_axis(axes, metric)
     axes.set_ylabel(f"{split} {metric.label}")
+    _legend_below(figure, axes)
+    _save(figure, path)
+
+
+def cases(
+    path: Path, title: str, metric: Metric, values: Mapping[str, Mapping[str, float]]
+) -> None:
+    """One row for each case with a dot for each model: {case: {model: value}}."""
+    figure, axes = plt.subplots(
+        figsize=(7.5, 1.4 + 0.22 * len(values)), dpi=130, layout="constrained"
+    )
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    models = dict.fromkeys(model for row in values.values() for model in row)
+    names = sorted(values, key=lambda case: np.mean(list(values[case].values())))
+    places = np.arange(len(names))
+    for place, name in zip(places, names, strict=True):
+        row = values[name].values()
+        axes.plot([min(row), max(row)], [place, place], color="black", alpha=0.15, linewidth=3)
+    # The first model lies on top, where equal values hide each other.
+    for height, model in enumerate(models):
+        axes.plot(
+            [values[name].get(model, np.nan) for name in names],
+            places,
+            linestyle="none",
+            marker=MARKERS[model],
+            color=COLORS[model],
+            markersize=5.5 + height,
+            zorder=10 - height,
+            label=model,
+        )
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.set_xlabel(f"test {metric.label}")
+    if metric.name == "accuracy":
+        axes.set_xlim(0, 1.02)
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
     _legend_below(figure, axes)
     _save(figure, path)

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
+from spectral_triton.analysis.bounds import gradient_bound
 from spectral_triton.experiments.checkpoint import load_checkpoint, save_checkpoint
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import Interrupted, TrainingStopped
-from spectral_triton.experiments.gradient_flow import bound, gradient_norms
+from spectral_triton.experiments.gradient_flow import gradient_norms
 from spectral_triton.experiments.interruption import Interruption
 from spectral_triton.experiments.model import (
     State,
@@ -204,7 +205,7 @@ class Training:
         record = {"norms": total}
         factor = lipschitz_bound(self.config.model, self.settings)
         if factor is not None:
-            record["bound"] = bound(direct, factor)
+            record["bound"] = gradient_bound(direct, factor)
         path = self.folder.gradient_flow_file
         kept = self.folder.read_json(path) if when != "start" else None
         self.folder.write_json(path, {**(kept or {}), when: record})

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectral_triton.experiments import mnist, ptb
+from spectral_triton.experiments import adding, mnist, ptb
 from spectral_triton.experiments.storage import ENVIRONMENT_VARIABLE, DataFolder
+from spectral_triton.experiments.study import Case, Goal, Recipe, Search, Study
 
 
 def idx_bytes(values: torch.Tensor) -> bytes:
@@ -129,3 +130,31 @@ class Listener:
 @pytest.fixture
 def listener():
     return Listener
+
+
+@pytest.fixture
+def tiny_study(monkeypatch):
+    """A study of two models on the adding problem whose runs take no time; fields by keyword."""
+    monkeypatch.setattr(adding, "HELD_OUT", {"validation": 8, "test": 8})
+    monkeypatch.setattr(adding, "EVALUATION_BATCH", 4)
+
+    def make(**changes):
+        candidates = ({"learning_rate": 1e-3}, {"learning_rate": 1e-2})
+        fields = {
+            "name": "tiny",
+            "title": "Tiny sums",
+            "task": "adding",
+            "cases": {"": Case({"length": 4}, 4)},
+            "recipes": {
+                "spectral": Recipe({"margin": 0.5}, 100, candidates),
+                "lstm": Recipe({}, 200, candidates),
+            },
+            "common": {"hidden_size": 4, "evaluations": 3},
+            "steps": 6,
+            "seeds": (0, 1),
+            "goal": Goal("mse", 10.0),
+            "search": Search(steps=4, evaluations=2),
+        }
+        return Study(**{**fields, **changes})
+
+    return make

@@ -75,6 +75,18 @@ def test_comparison_shows_means_over_seeds(drawn):
     assert axes.get_ylabel() == "validation accuracy"
 
 
+def test_cases_have_a_dot_for_each_model_and_a_gap_where_one_is_missing(drawn):
+    values = {"hard": {"lstm": 0.4, "gru": 0.5}, "easy": {"lstm": 0.9}}
+    plots.cases(None, "t", ACCURACY, values)
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["hard", "easy"]
+    dots = {line.get_label(): line.get_xdata() for line in axes.lines[2:]}
+    assert dots["lstm"].tolist() == [0.4, 0.9]
+    assert dots["gru"][0] == 0.5
+    assert np.isnan(dots["gru"][1])
+    assert len(set(plots.MARKERS.values())) == len(MODELS) == len(plots.MARKERS)
+
+
 def test_pictures_are_written(tmp_path):
     plots.gradient_flow(tmp_path / "a.png", "t", {"end": {"norms": [0.0, 0.0]}})
     assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

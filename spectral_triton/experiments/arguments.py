@@ -1,0 +1,46 @@
+"""Reading what was typed on the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import typer
+
+EXTRA = "pip install 'spectral-triton[experiments]'"
+PACKAGES = ("matplotlib", "pooch", "rich", "tensorboard")
+
+
+def listed(values: list[str]) -> list[str]:
+    """Names given by a repeated option or separated by commas, each once."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    for name in names:
+        if names.count(name) > 1:
+            raise typer.BadParameter(f"{name!r} is given twice")
+    return names
+
+
+def whole_numbers(values: list[str], option: str = "--seed") -> list[int]:
+    """Whole numbers given like the names of ``listed``."""
+    seeds = listed(values)
+    for seed in seeds:
+        if not seed.isdecimal() or int(seed) >= 2**63:
+            raise typer.BadParameter(f"{option} takes whole numbers from 0, not {seed!r}")
+    return [int(seed) for seed in seeds]
+
+
+def reflector_counts(text: str) -> tuple[int, int] | None:
+    """(left, right) of ``K`` or ``LEFT,RIGHT``, None of ``full``."""
+    if text == "full":
+        return None
+    parts = text.split(",")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"--reflectors takes K, LEFT,RIGHT or full, not {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def require_packages() -> None:
+    """Ends the command where a package of the extra is absent, and says how to get it."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        typer.echo(f"Error: {', '.join(missing)} not installed. Run: {EXTRA}", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,191 @@
+"""The stored reproductions, with the settings they were found to work with and what they cost.
+
+Costs were measured on one core of an AMD EPYC server and are printed before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spectral_triton.experiments.deep_mlp import DeepMLPStudy
+from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.gradient_study import GradientStudy
+from spectral_triton.experiments.model import MODELS
+from spectral_triton.experiments.reproduction import Reproduction
+from spectral_triton.experiments.sensitivity import Sensitivity
+from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Search, Study
+from spectral_triton.experiments.theory import Theory
+
+RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
+
+UCR_LENGTHS = {
+    "Adiac": 176,
+    "ArrowHead": 251,
+    "Beef": 470,
+    "CBF": 128,
+    "Car": 577,
+    "Coffee": 286,
+    "ECG200": 96,
+    "ECGFiveDays": 136,
+    "Earthquakes": 512,
+    "FaceAll": 131,
+    "FaceFour": 350,
+    "FiftyWords": 270,
+    "Fish": 463,
+    "GunPoint": 150,
+    "Ham": 431,
+    "Herring": 512,
+    "ItalyPowerDemand": 24,
+    "Lightning2": 637,
+    "Lightning7": 319,
+    "Meat": 448,
+    "MedicalImages": 99,
+    "OSULeaf": 427,
+    "OliveOil": 570,
+    "Plane": 144,
+    "ShapeletSim": 500,
+    "SwedishLeaf": 128,
+    "SyntheticControl": 60,
+    "Trace": 275,
+    "TwoLeadECG": 82,
+    "Wine": 234,
+}
+"""Data sets of the archive and the number of values in each of their series."""
+
+
+def _adding(length: int, steps: int) -> Study:
+    cost = {"spectral": 64, "orthogonal": 64, "rnn": 40, "irnn": 40, "lstm": 130, "gru": 110}
+    return Study(
+        name=f"adding-{length}",
+        title=f"Adding problem, T = {length}",
+        task="adding",
+        cases={"": Case({"length": length}, length)},
+        recipes={model: Recipe({}, cost[model], RATES) for model in MODELS},
+        steps=steps,
+        goal=Goal("mse", 0.01),
+        search=Search(steps=1000, evaluations=5),
+    )
+
+
+def _copying(length: int, steps: int) -> Study:
+    cost = {"spectral": 150, "orthogonal": 150, "rnn": 150, "irnn": 150, "lstm": 300, "gru": 400}
+    return Study(
+        name=f"copying-{length}",
+        title=f"Copying problem, T = {length}",
+        task="copying",
+        cases={"": Case({"length": length}, length + 20)},
+        recipes={model: Recipe({}, cost[model], RATES) for model in MODELS},
+        steps=steps,
+        goal=Goal("recall", 0.99, higher_is_better=True),
+        also=("recall",),
+        search=Search(steps=400, evaluations=4),
+    )
+
+
+PAPER = "arXiv 1803.09327"
+DIGITS = (
+    Published("Spectral-RNN, 128 units, 16 + 16 reflectors", "97.7 %", PAPER),
+    Published("oRNN, 256 units", "97.2 %", PAPER),
+    Published("RNN", "94.1 %", PAPER),
+    Published("LSTM", "97.3 %", PAPER),
+    Published("orthogonal RNN, 170 units", "98.5 %", "GeoTorch's example"),
+)
+SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their papers"),)
+
+
+def _digits(name: str, epochs: int, *, permuted: bool = False) -> Study:
+    cost = {"spectral": 230, "orthogonal": 230, "rnn": 250, "irnn": 250, "lstm": 760}
+    order = "pixels shuffled" if permuted else "one pixel at a time"
+    return Study(
+        name=name,
+        title=f"Digits, {order}, {epochs} epochs",
+        task="pixel-mnist",
+        cases={"": Case({"permuted": permuted}, 784)},
+        recipes={model: Recipe({}, cost[model], RATES) for model in cost},
+        common={"evaluations": 2 * epochs},
+        steps=epochs * 550,
+        published=SHUFFLED if permuted else DIGITS,
+        search=Search(steps=150, evaluations=2),
+    )
+
+
+def _treebank(layers: int, sizes: Mapping[str, int]) -> Study:
+    cost = {"spectral": 6000, "rnn": 6000, "lstm": 4500}
+    return Study(
+        name=f"ptb-{layers}",
+        title=f"Penn Treebank, {layers} layer{'s' * (layers > 1)}, equal parameters",
+        task="ptb",
+        cases={"": Case({}, 35)},
+        recipes={
+            model: Recipe({"hidden_size": size, "layers": layers}, cost[model] * layers, RATES)
+            for model, size in sizes.items()
+        },
+        common={"evaluations": 4},
+        steps=1328,
+        search=Search(steps=100, evaluations=1),
+    )
+
+
+def _archive() -> Study:
+    turning = {"init": "cayley", "nonlinearity": "leaky_relu"}
+    variants: dict[str, dict[str, Any]] = {
+        "spectral": turning,
+        "orthogonal": turning,
+        "rnn": {"nonlinearity": "relu"},
+        "lstm": {"batch_size": 16},
+    }
+    cost = {"spectral": 21, "orthogonal": 21, "rnn": 18, "lstm": 24}
+    return Study(
+        name="ucr",
+        title="UCR archive, 30 data sets",
+        task="ucr",
+        cases={name: Case({"dataset": name}, length) for name, length in UCR_LENGTHS.items()},
+        recipes={
+            model: Recipe(
+                {"learning_rate": 1e-2},
+                cost[model],
+                (*RATES, *({**variant, **rate} for rate in RATES)),
+            )
+            for model, variant in variants.items()
+        },
+        common={"hidden_size": 32, "num_reflectors": (8, 8)},
+        steps=750,
+        search=Search(steps=500, cases=("MedicalImages", "SwedishLeaf", "SyntheticControl")),
+    )
+
+
+STUDIES = (
+    _adding(200, 4000),
+    _adding(750, 10000),
+    _adding(1000, 15000),
+    _copying(200, 4000),
+    _copying(500, 6000),
+    _copying(1000, 10000),
+    _digits("pixel-mnist-short", 4),
+    _digits("pixel-mnist", 60),
+    _digits("pixel-mnist-permuted", 60, permuted=True),
+    _treebank(1, {"spectral": 200, "rnn": 198, "lstm": 188}),
+    _treebank(2, {"spectral": 200, "rnn": 197, "lstm": 179}),
+    _archive(),
+)
+
+INVESTIGATIONS = (DeepMLPStudy(), GradientStudy(), Sensitivity(), Theory())
+
+REPRODUCTIONS: dict[str, Reproduction] = {
+    study.name: study for study in (*STUDIES, *INVESTIGATIONS)
+}
+"""All of them by the name the command line knows them by, in the order in which ``all`` runs."""
+
+
+def find(name: str) -> list[Reproduction]:
+    """The reproduction called ``name``, or every one for ``"all"``.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    if name == "all":
+        return list(REPRODUCTIONS.values())
+    if name not in REPRODUCTIONS:
+        raise UsageError(f"no reproduction {name!r}: choose from {', '.join(REPRODUCTIONS)}, all")
+    return [REPRODUCTIONS[name]]
