@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import check_floating, full_precision
@@ -180,7 +181,7 @@ class SVDLinear(nn.Module):
         )
         linear.weight.data.copy_(weight)
         if self.bias is not None:
-            linear.bias.data.copy_(self.bias.detach())
+            linear.bias.data.copy_(gathered(self.bias.detach()))
         return linear.train(self.training)
 
     def _load_from_state_dict(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spectral_triton.factorization import factor_dense
 from spectral_triton.householder import apply_reflectors, householder_product
+from spectral_triton.sharding import gathered
 from spectral_triton.validation import (
     check_factors,
     check_floating,
@@ -357,7 +358,7 @@ class HouseholderSVD:
 
 
 def _widen(factor: Tensor) -> Tensor:
-    return factor.to(full_precision(factor.dtype))
+    return gathered(factor).to(full_precision(factor.dtype))
 
 
 def _resize(x: Tensor, size: int) -> Tensor:

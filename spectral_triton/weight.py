@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from spectral_triton import init as reflector_init
 from spectral_triton.factorization import factor_dense
+from spectral_triton.sharding import assign_, gathered, is_sharded
 from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
 from spectral_triton.stacked_spectrum import StackedSpectrum
 from spectral_triton.svd import HouseholderSVD
@@ -170,7 +171,7 @@ class SVDWeight(nn.Module):
                 few reflectors for this matrix (a general one needs all). Nothing is changed then.
         """
         for name, tensor in self.dense_state(w, out_of_bounds).items():
-            getattr(self, name).copy_(tensor)
+            assign_(getattr(self, name), tensor)
         return self
 
     def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
@@ -214,7 +215,12 @@ def reset_reflectors_(
     left: Tensor, right: Tensor, init: str, generator: Generator | None = None
 ) -> None:
     """Draws reflectors by the initialiser called ``init``."""
-    if init == "haar":
+    if is_sharded(left):
+        whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (left, right)]
+        reset_reflectors_(*whole, init, generator)
+        assign_(left, whole[0])
+        assign_(right, whole[1])
+    elif init == "haar":
         reflector_init.haar_(left, generator=generator)
         reflector_init.haar_(right, generator=generator)
     else:
@@ -231,7 +237,7 @@ def spectrum_values(
     spectrum: Spectrum | StackedSpectrum, raw: Tensor | None, signs: Tensor
 ) -> Tensor:
     """σ of the raw values, or of a spectrum without any in the shape of ``signs``."""
-    return spectrum(torch.zeros_like(signs) if raw is None else raw)
+    return spectrum(torch.zeros_like(signs) if raw is None else gathered(raw))
 
 
 @torch.no_grad()
