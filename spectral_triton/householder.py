@@ -80,7 +80,7 @@ def apply_reflectors(
     batch = reflectors.shape[:-2]
     rows = x if x.dim() > 1 else x.unsqueeze(0)
     if not batch:
-        shape = x.shape
+        shape: tuple[int, ...] = x.shape
         rows = rows.flatten(0, -2)
     else:
         try:

@@ -53,6 +53,8 @@ class SVDLinear(nn.Module):
         >>> torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -164,7 +166,7 @@ class SVDLinear(nn.Module):
             spectrum=spectrum,
         )
         layer.svd.set_dense_(weight.detach(), out_of_bounds)
-        if bias is not None:
+        if layer.bias is not None:
             layer.bias.data.copy_(bias.detach())
         return layer.train(linear.training)
 

@@ -3,6 +3,7 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,9 +172,9 @@ class _SVD(nn.Module):
         parameters = (left, right) if raw is None else (left, right, raw)
         return tuple(parameter.to(weight.dtype) for parameter in parameters)
 
-    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         blocks = self._blocks(weight)
-        options = {"dtype": full_precision(weight.dtype), "device": weight.device}
+        options: dict[str, Any] = {"dtype": full_precision(weight.dtype), "device": weight.device}
         k_u, k_v = self.num_reflectors
         left = torch.empty(self.num_blocks, k_u, blocks.shape[1], **options)
         right = torch.empty(self.num_blocks, k_v, blocks.shape[2], **options)

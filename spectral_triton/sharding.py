@@ -7,13 +7,18 @@ whole rows: every process has to ask at the same time.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, TypeGuard
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _WHOLE = (Tensor, nn.Parameter)
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether the tensor is a DTensor; loads nothing of ``torch.distributed`` to find out."""
     return type(tensor) not in _WHOLE and hasattr(tensor, "full_tensor")
 

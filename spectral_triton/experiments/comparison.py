@@ -100,9 +100,9 @@ class Comparison:
                 norms = flow["end"]["norms"]
                 flows[config.model] = {"norms": norms, "color": plots.COLORS[config.model]}
         title = self.configs[0].title
-        comparison, flow = (self.output / name for name in PICTURES)
+        comparison, gradients = (self.output / name for name in PICTURES)
         plots.comparison(comparison, title, metric, curves, split)
-        plots.gradient_flow(flow, f"{title}: gradients after training", flows)
+        plots.gradient_flow(gradients, f"{title}: gradients after training", flows)
 
     def _write_table(self, metric: Metric, summaries: Sequence[dict[str, Any]]) -> None:
         table = summary_table(self.configs[0].title, metric, summaries)

@@ -15,6 +15,7 @@ from spectral_triton.experiments.gradient_flow import bound, gradient_norms
 from spectral_triton.experiments.interruption import Interruption
 from spectral_triton.experiments.model import (
     State,
+    as_tensors,
     build_model,
     count_parameters,
     detach_state,
@@ -252,7 +253,7 @@ class Training:
         return summary
 
     def _save(self) -> None:
-        state = self.state if isinstance(self.state, tuple) else (self.state,)
+        state = as_tensors(self.state)
         self.folder.save_checkpoint(
             self.folder.last,
             {
@@ -260,7 +261,7 @@ class Training:
                 "step": self.step,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "state": [] if self.state is None else self.processes.joined_states(state),
+                "state": self.processes.joined_states(state),
                 "tally": [self.tally.loss, self.tally.correct, self.tally.count],
                 "best": self.best,
                 "best_step": self.best_step,
@@ -280,7 +281,7 @@ class Training:
         )
         state = self.processes.share_of_states(content["state"])
         state = [part.to(self.device) for part in state]
-        self.state = tuple(state) if len(state) == 2 else (state[0] if state else None)
+        self.state = (state[0], state[1]) if len(state) == 2 else (state[0] if state else None)
         self.tally = Tally(*content["tally"])
         self.seconds, self.timed_steps = content["clock"]
         rank = self.processes.rank
