@@ -132,6 +132,10 @@ def main(folder):
         "sign": model.rnn.factors().slogdet().sign,
         "head": model.head.weight.detach(),
     }
+    model.zero_grad()
+    x = torch.randn(7, BATCH, 6, generator=torch.Generator().manual_seed(9))
+    (model(x[:, share]).square().mean() + penalty(model)).backward()
+    results["gradients with a penalty"] = gradients(model)
     model.encoder.svd.set_dense_(torch.eye(10, 6))
     results["set"] = model.encoder.weight.detach()
 

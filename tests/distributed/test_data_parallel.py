@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_gradients_outside_of_forward_are_means_over_the_processes(one, two, pro
     expected = program.gradients(one)
     assert expected["rnn.svd_hh_l0.left"].abs().max() > 1e-3
     assert_same(two["gradients"], expected, atol=1e-8)
+
+
+def test_penalty_adds_to_the_gradient_of_a_loss(one, two, program):
+    one.zero_grad()
+    x = torch.randn(7, program.BATCH, 6, generator=torch.Generator().manual_seed(9))
+    (one(x).square().mean() + program.penalty(one)).backward()
+    assert_same(two["gradients with a penalty"], program.gradients(one), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["data_parallel", "fully_sharded"])
+def test_programs_of_the_documentation_run(name, tmp_path):
+    program = PROGRAM.parents[2] / "docs" / "examples" / f"{name}.py"
+    output = torchrun(program, cwd=tmp_path)
+    assert re.fullmatch(r"loss \d+\.\d+, singular values (0\.99|1).* to 1\.0\d+\n", output)
 
 
 def test_dense_matrix_goes_into_shards(two):
