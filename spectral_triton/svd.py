@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from spectral_triton.factorization import factor_dense
-from spectral_triton.householder import apply_reflectors, householder_product
+from spectral_triton.householder import (
+    apply_reflectors,
+    count_for_rule,
+    householder_product,
+)
 from spectral_triton.sharding import gathered
 from spectral_triton.validation import (
     check_factors,
@@ -224,7 +228,7 @@ class HouseholderSVD:
         num_vectors = rows.shape[-2] * math.prod(batch) / max(math.prod(self._batch), 1)
         with without_autocast(x.device.type):
             y = rows.to(self.dtype)
-            if forms_dense(num_vectors, m, n, *self.num_reflectors):
+            if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
                 y = torch.matmul(y, self.to_dense().mT)
             else:
                 y = apply_reflectors(y, self.right, transpose=True, triangular=self.triangular)
