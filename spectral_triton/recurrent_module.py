@@ -14,6 +14,7 @@ from spectral_triton.rnn_parameters import (
     reset_uniform_,
     stack_rows,
 )
+from spectral_triton.sharding import assign_, gathered
 from spectral_triton.validation import check_choice, check_integer
 from spectral_triton.weight import INITIALIZERS, SVDWeight
 
@@ -78,7 +79,8 @@ class RecurrentModule(nn.Module):
         """All but the transitions, from one module to the other."""
         for suffix in self._suffixes():
             for name in self._plain_shapes(1):
-                getattr(target, f"{name}{suffix}").copy_(getattr(source, f"{name}{suffix}"))
+                value = gathered(getattr(source, f"{name}{suffix}"))
+                assign_(getattr(target, f"{name}{suffix}"), value)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
