@@ -110,7 +110,7 @@ class _Gradient:
     def __init__(self, v: Tensor, like: Tensor) -> None:
         m, b, n = v.shape[-3:]
         self.size = b
-        self.blocks: list[Tensor] | None = [None] * m if is_differentiated() else None
+        self.blocks: list[Tensor] | None = [like] * m if is_differentiated() else None
         if self.blocks is None:
             self.buffer = like.new_zeros(*v.shape[:-3], m * b, n)
 

@@ -179,6 +179,7 @@ class _SVD(nn.Module):
         left = torch.empty(self.num_blocks, k_u, blocks.shape[1], **options)
         right = torch.empty(self.num_blocks, k_v, blocks.shape[2], **options)
         reset_reflectors_(left, right, "haar")
+        assert isinstance(self.spectrum, Spectrum)
         initial = torch.full(self.signs.shape, self.spectrum.initial, **options)
         raw = self.spectrum.inverse(initial) if self.spectrum.trainable else None
         return left, raw, right, torch.ones_like(self.signs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -70,6 +71,11 @@ class SVDWeight(nn.Module):
         torch.Size([4, 3, 5])
     """
 
+    left: nn.Parameter
+    right: nn.Parameter
+    raw_singular_values: nn.Parameter | None
+    signs: Tensor
+
     def __init__(
         self,
         out_features: int,
@@ -95,7 +101,7 @@ class SVDWeight(nn.Module):
         k_u, k_v = self.num_reflectors
         p = min(out_features, in_features)
         batch = () if num_blocks is None else (num_blocks,)
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         check_floating("dtype", torch.empty(0, **options))
         self.left = nn.Parameter(torch.empty(*batch, k_u, out_features, **options))
         raw = nn.Parameter(torch.empty(*batch, p, **options)) if self.spectrum.trainable else None
@@ -112,7 +118,7 @@ class SVDWeight(nn.Module):
         if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
             for spectrum, row in zip(self.spectrum, raw, strict=True):
                 row.fill_(_initial_raw(spectrum))
-        elif raw is not None:
+        elif isinstance(self.spectrum, Spectrum) and raw is not None:
             raw.fill_(_initial_raw(self.spectrum))
         self.signs.fill_(1)
 
@@ -217,7 +223,7 @@ def reset_reflectors_(
     """Draws reflectors by the initialiser called ``init``."""
     if is_sharded(left):
         whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (left, right)]
-        reset_reflectors_(*whole, init, generator)
+        reset_reflectors_(whole[0], whole[1], init, generator)
         assign_(left, whole[0])
         assign_(right, whole[1])
     elif init == "haar":
@@ -276,8 +282,8 @@ def _parameters_of_each(
             parts.append(parameters_from_dense(block, spectrum, num_reflectors, out_of_bounds))
         except ValueError as error:
             raise type(error)(f"matrix {index}: {error}") from error
-    left, raw, right, signs = zip(*parts, strict=True)
+    left, raws, right, signs = zip(*parts, strict=True)
     # Rows without effect, see StackedSpectrum.
-    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raw, signs, strict=True)]
+    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raws, signs, strict=True)]
     raw = torch.stack(rows) if stacked.trainable else None
     return torch.stack(left), raw, torch.stack(right), torch.stack(signs)
