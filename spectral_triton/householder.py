@@ -113,8 +113,12 @@ def apply_reflectors(
         if in_forward_mode():
             y = apply_plain(rows, reflectors, transpose, triangular)
             return y.to(x.dtype).reshape(shape)
-        prepared = prepare(reflectors, triangular, math.prod(rows.shape[:-1]))
-        if forms_product(count_for_rule(rows.shape[-2]), k, n, triangular):
+        # Only export may ask for any number: torch.compile fixes it here, and the backward pass.
+        compiling = torch.compiler.is_dynamo_compiling()
+        count = rows.shape[:-1].numel() if compiling else math.prod(rows.shape[:-1])
+        prepared = prepare(reflectors, triangular, count)
+        vectors = rows.shape[-2] if compiling else count_for_rule(rows.shape[-2])
+        if forms_product(vectors, k, n, triangular):
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
             y = torch.matmul(rows, q if transpose else q.mT)
         else:
