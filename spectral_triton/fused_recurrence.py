@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def _exact_float32(device_type: str) -> Iterator[None]:
     if device_type != "cuda":
         yield
         return
-    settings = torch.backends.cudnn.rnn
+    settings: Any = torch.backends.cudnn.rnn
     before, settings.fp32_precision = settings.fp32_precision, "ieee"
     try:
         yield

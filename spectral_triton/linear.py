@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import check_floating, full_precision
@@ -51,6 +52,8 @@ class SVDLinear(nn.Module):
         >>> x = torch.randn(128, 20)
         >>> torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     """
+
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -228,7 +231,7 @@ class SVDLinear(nn.Module):
             spectrum=spectrum,
         )
         layer.svd.set_dense_(weight.detach(), out_of_bounds)
-        if bias is not None:
+        if layer.bias is not None:
             layer.bias.data.copy_(bias.detach())
         return layer.train(linear.training)
 
@@ -245,7 +248,7 @@ class SVDLinear(nn.Module):
         )
         linear.weight.data.copy_(weight)
         if self.bias is not None:
-            linear.bias.data.copy_(self.bias.detach())
+            linear.bias.data.copy_(gathered(self.bias.detach()))
         return linear.train(self.training)
 
     def _load_from_state_dict(

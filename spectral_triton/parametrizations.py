@@ -227,13 +227,14 @@ class _SVD(nn.Module):
         parameters = (left, right) if raw is None else (left, right, raw)
         return tuple(parameter.to(weight.dtype) for parameter in parameters)
 
-    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         blocks = self._blocks(weight)
-        options = {"dtype": full_precision(weight.dtype), "device": weight.device}
+        options: dict[str, Any] = {"dtype": full_precision(weight.dtype), "device": weight.device}
         k_u, k_v = self.num_reflectors
         left = torch.empty(self.num_blocks, k_u, blocks.shape[1], **options)
         right = torch.empty(self.num_blocks, k_v, blocks.shape[2], **options)
         reset_reflectors_(left, right, "haar")
+        assert isinstance(self.spectrum, Spectrum)
         initial = torch.full(self.signs.shape, self.spectrum.initial, **options)
         raw = self.spectrum.inverse(initial) if self.spectrum.trainable else None
         return left, raw, right, torch.ones_like(self.signs)

@@ -45,12 +45,12 @@ class RecurrentCell(RecurrentModule):
     @property
     def factors(self) -> HouseholderSVD:
         """The transition matrix, or the stack of one per gate, as an operator."""
-        return self.svd_hh.factors
+        return self._svd_weight("").factors
 
     @property
     def singular_values(self) -> Tensor:
         """Its singular values, shape (n,) or (gates, n), unsorted and differentiable."""
-        return self.svd_hh.singular_values
+        return self._svd_weight("").singular_values
 
     def extra_repr(self) -> str:
         shown = "" if self.bias else ", bias=False"
@@ -126,7 +126,7 @@ class RecurrentCell(RecurrentModule):
             biases = [self._parameters.get(name) for name in BIASES]
             b_ih, b_hh = (None if b is None else b.to(dtype) for b in biases)
             of_input = nn.functional.linear(x.to(dtype), self.weight_ih.to(dtype), b_ih)
-            of_state = self.svd_hh(h.to(dtype))
+            of_state = self._svd_weight("")(h.to(dtype))
             if b_hh is not None:
                 of_state = of_state + b_hh.unflatten(0, (self.num_gates, 1, -1))
             return (

@@ -69,7 +69,7 @@ class RecurrentLayer(RecurrentModule):
         check_integer("layer", layer, 0, self.num_layers - 1)
         if reverse and not self.bidirectional:
             raise ValueError(f"reverse=True needs a bidirectional {type(self).__name__}")
-        return self.get_submodule(f"svd_hh_l{layer}{'_reverse' if reverse else ''}")
+        return self._svd_weight(f"_l{layer}{'_reverse' if reverse else ''}")
 
     def factors(self, layer: int = 0, reverse: bool = False) -> HouseholderSVD:
         """One transition matrix as an operator; of a gated layer the stack of its matrices."""
@@ -123,7 +123,8 @@ class RecurrentLayer(RecurrentModule):
                 f"{name} must be a torch.nn.{expected.__name__}, got {type(plain).__name__}"
             )
         shared = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", *more)
-        own = cls(
+        make: Any = cls  # with the arguments of the layer, not of this base
+        own: Layer = make(
             plain.input_size,
             plain.hidden_size,
             **{option: getattr(plain, option) for option in shared},
@@ -132,7 +133,7 @@ class RecurrentLayer(RecurrentModule):
             **svd,
         )
         for suffix in own._suffixes():
-            weight = own.get_submodule(f"svd_hh{suffix}")
+            weight = own._svd_weight(suffix)
             dense = getattr(plain, f"weight_hh{suffix}").detach()
             weight.set_dense_(unstack_rows(dense, weight), out_of_bounds)
         own._copy_plain(plain, own)
@@ -140,7 +141,8 @@ class RecurrentLayer(RecurrentModule):
 
     def _to_plain(self, make: type[Plain], **more: Any) -> Plain:
         """The layer of torch with the same weights."""
-        plain = make(
+        build: Any = make  # without the mode that RNNBase asks for
+        plain: Plain = build(
             self.input_size,
             self.hidden_size,
             num_layers=self.num_layers,

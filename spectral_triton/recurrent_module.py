@@ -14,6 +14,7 @@ from spectral_triton.rnn_parameters import (
     reset_uniform_,
     stack_rows,
 )
+from spectral_triton.sharding import assign_, gathered
 from spectral_triton.validation import check_choice, check_integer
 from spectral_triton.weight import INITIALIZERS, SVDWeight
 
@@ -45,10 +46,15 @@ class RecurrentModule(nn.Module):
     def _suffixes(self) -> list[str]:
         return [""]
 
+    def _svd_weight(self, suffix: str) -> SVDWeight:
+        weight = self.get_submodule(f"svd_hh{suffix}")
+        assert isinstance(weight, SVDWeight)
+        return weight
+
     def _plain_shapes(self, features: int) -> dict[str, tuple[int, ...]]:
         rows = (self.num_gates or 1) * self.hidden_size
-        biases = dict.fromkeys(BIASES, (rows,)) if self.bias else {}
-        return {"weight_ih": (rows, features)} | biases
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features)}
+        return shapes | (dict.fromkeys(BIASES, (rows,)) if self.bias else {})
 
     def _reset_plain(self, suffix: str) -> None:
         reset_uniform_(self, suffix, self.hidden_size)
@@ -59,26 +65,27 @@ class RecurrentModule(nn.Module):
         """Registers and draws all parameters of one cell."""
         add_plain_parameters(self, suffix, self._plain_shapes(features), options)
         sizes = self.hidden_size, self._state_size
-        weight = SVDWeight(*sizes, num_blocks=self.num_gates, **svd, **options)
+        weight = SVDWeight(sizes[0], sizes[1], num_blocks=self.num_gates, **svd, **options)
         self.add_module(f"svd_hh{suffix}", weight)
         self._reset_plain(suffix)
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew, as on construction."""
         for suffix in self._suffixes():
-            self.get_submodule(f"svd_hh{suffix}").reset_parameters()
+            self._svd_weight(suffix).reset_parameters()
             self._reset_plain(suffix)
 
     def _dense(self, suffix: str) -> Tensor:
         """The transitions as torch holds them, stacked along dimension 0."""
-        return stack_rows(self.get_submodule(f"svd_hh{suffix}").to_dense())
+        return stack_rows(self._svd_weight(suffix).to_dense())
 
     @torch.no_grad()
     def _copy_plain(self, source: nn.Module, target: nn.Module) -> None:
         """All but the transitions, from one module to the other."""
         for suffix in self._suffixes():
             for name in self._plain_shapes(1):
-                getattr(target, f"{name}{suffix}").copy_(getattr(source, f"{name}{suffix}"))
+                value = gathered(getattr(source, f"{name}{suffix}"))
+                assign_(getattr(target, f"{name}{suffix}"), value)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

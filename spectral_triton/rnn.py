@@ -129,11 +129,10 @@ class SpectralRNN(RecurrentLayer):
     def _run(
         self, x: Tensor, h0: Tensor, suffix: str, reverse: bool, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        weight = self.get_submodule(f"svd_hh{suffix}")
         return run(
             project_input(self, suffix, x),
             h0,
-            weight.factors,
+            self._svd_weight(suffix).factors,
             self.nonlinearity,
             self.negative_slope,
             modrelu_bias(self, suffix),

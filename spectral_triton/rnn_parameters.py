@@ -49,11 +49,13 @@ def reset_cell_parameters_(module: nn.Module, suffix: str) -> None:
 
 def project_input(module: nn.Module, suffix: str, x: Tensor) -> Tensor:
     """W_ih x + b_ih + b_hh for all steps at once."""
-    weight = module._parameters[f"weight_ih{suffix}"]
+    # Not get_parameter: functional_call puts plain tensors in the place of parameters.
+    parameters: dict[str, Any] = module._parameters
+    weight: Tensor = parameters[f"weight_ih{suffix}"]
     check_input_dtype(x, weight)
-    bias = module._parameters.get(f"bias_ih{suffix}")
+    bias: Tensor | None = parameters.get(f"bias_ih{suffix}")
     if bias is not None:
-        bias = bias + module._parameters[f"bias_hh{suffix}"]
+        bias = bias + parameters[f"bias_hh{suffix}"]
     return nn.functional.linear(x, weight, bias)
 
 
@@ -98,8 +100,8 @@ def load_dense_transitions(
         key = f"{prefix}weight_hh{suffix}"
         if key not in state_dict:
             continue
+        weight: Any = module.get_submodule(f"svd_hh{suffix}")
         try:
-            weight = module.get_submodule(f"svd_hh{suffix}")
             factors = weight.dense_state(unstack_rows(state_dict[key], weight))
         except (TypeError, ValueError) as error:
             raise type(error)(f"cannot load the dense {key}: {error}") from error

@@ -102,4 +102,4 @@ def read_sequences(input: Tensor | PackedSequence, input_size: int, batch_first:
     """Checks the input of a layer and brings it into the form of :class:`Sequences`."""
     packed = input if isinstance(input, PackedSequence) else None
     x = check_input(input, input_size, batch_first)
-    return Sequences(x, packed, packed is not None or input.dim() == 3, batch_first)
+    return Sequences(x, packed, isinstance(input, PackedSequence) or input.dim() == 3, batch_first)

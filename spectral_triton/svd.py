@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from spectral_triton.factorization import factor_dense
-from spectral_triton.householder import apply_reflectors, householder_product
+from spectral_triton.householder import (
+    apply_reflectors,
+    count_for_rule,
+    householder_product,
+)
+from spectral_triton.sharding import gathered
 from spectral_triton.svd_algebra import SVDAlgebra
 from spectral_triton.validation import (
     check_factors,
@@ -215,7 +220,7 @@ class HouseholderSVD(SVDAlgebra):
         num_vectors = rows.shape[-2] * math.prod(batch) / max(math.prod(self._batch), 1)
         with without_autocast(x.device.type):
             y = rows.to(self.dtype)
-            if forms_dense(num_vectors, m, n, *self.num_reflectors):
+            if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
                 y = torch.matmul(y, self.to_dense().mT)
             else:
                 y = apply_reflectors(y, self.right, transpose=True, triangular=self.triangular)
@@ -244,7 +249,7 @@ class HouseholderSVD(SVDAlgebra):
 
 
 def _widen(factor: Tensor) -> Tensor:
-    return factor.to(full_precision(factor.dtype))
+    return gathered(factor).to(full_precision(factor.dtype))
 
 
 def _resize(x: Tensor, size: int) -> Tensor:

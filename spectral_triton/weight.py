@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from spectral_triton import init as reflector_init
 from spectral_triton.factorization import factor_dense
+from spectral_triton.sharding import assign_, gathered, is_sharded
 from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
 from spectral_triton.stacked_spectrum import StackedSpectrum
 from spectral_triton.svd import HouseholderSVD
@@ -69,6 +71,11 @@ class SVDWeight(nn.Module):
         torch.Size([4, 3, 5])
     """
 
+    left: nn.Parameter
+    right: nn.Parameter
+    raw_singular_values: nn.Parameter | None
+    signs: Tensor
+
     def __init__(
         self,
         out_features: int,
@@ -94,7 +101,7 @@ class SVDWeight(nn.Module):
         k_u, k_v = self.num_reflectors
         p = min(out_features, in_features)
         batch = () if num_blocks is None else (num_blocks,)
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         check_floating("dtype", torch.empty(0, **options))
         self.left = nn.Parameter(torch.empty(*batch, k_u, out_features, **options))
         raw = nn.Parameter(torch.empty(*batch, p, **options)) if self.spectrum.trainable else None
@@ -111,7 +118,7 @@ class SVDWeight(nn.Module):
         if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
             for spectrum, row in zip(self.spectrum, raw, strict=True):
                 row.fill_(_initial_raw(spectrum))
-        elif raw is not None:
+        elif isinstance(self.spectrum, Spectrum) and raw is not None:
             raw.fill_(_initial_raw(self.spectrum))
         self.signs.fill_(1)
 
@@ -170,7 +177,7 @@ class SVDWeight(nn.Module):
                 few reflectors for this matrix (a general one needs all). Nothing is changed then.
         """
         for name, tensor in self.dense_state(w, out_of_bounds).items():
-            getattr(self, name).copy_(tensor)
+            assign_(getattr(self, name), tensor)
         return self
 
     def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
@@ -214,7 +221,12 @@ def reset_reflectors_(
     left: Tensor, right: Tensor, init: str, generator: Generator | None = None
 ) -> None:
     """Draws reflectors by the initialiser called ``init``."""
-    if init == "haar":
+    if is_sharded(left):
+        whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (left, right)]
+        reset_reflectors_(whole[0], whole[1], init, generator)
+        assign_(left, whole[0])
+        assign_(right, whole[1])
+    elif init == "haar":
         reflector_init.haar_(left, generator=generator)
         reflector_init.haar_(right, generator=generator)
     else:
@@ -231,7 +243,7 @@ def spectrum_values(
     spectrum: Spectrum | StackedSpectrum, raw: Tensor | None, signs: Tensor
 ) -> Tensor:
     """σ of the raw values, or of a spectrum without any in the shape of ``signs``."""
-    return spectrum(torch.zeros_like(signs) if raw is None else raw)
+    return spectrum(torch.zeros_like(signs) if raw is None else gathered(raw))
 
 
 @torch.no_grad()
@@ -270,8 +282,8 @@ def _parameters_of_each(
             parts.append(parameters_from_dense(block, spectrum, num_reflectors, out_of_bounds))
         except ValueError as error:
             raise type(error)(f"matrix {index}: {error}") from error
-    left, raw, right, signs = zip(*parts, strict=True)
+    left, raws, right, signs = zip(*parts, strict=True)
     # Rows without effect, see StackedSpectrum.
-    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raw, signs, strict=True)]
+    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raws, signs, strict=True)]
     raw = torch.stack(rows) if stacked.trainable else None
     return torch.stack(left), raw, torch.stack(right), torch.stack(signs)

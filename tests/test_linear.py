@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from spectral_triton import reference
 from spectral_triton.linear import SVDLinear
@@ -342,3 +343,25 @@ def test_what_has_no_inverse():
         layer.inverse(torch.ones(4))
     with pytest.raises(TypeError, match=r"y must be .*int64"):
         layer.inverse(torch.ones(3).long())
+
+
+# W is formed, or its factors are applied.
+@pytest.mark.parametrize(("out_features", "num_reflectors"), [(6, None), (6, 3), (60, 1)])
+def test_exports_with_any_batch(out_features, num_reflectors):
+    layer = SVDLinear(8, out_features, num_reflectors=num_reflectors)
+    sizes = torch.export.Dim("batch", min=2, max=4096)
+    example = (torch.randn(4, 8),)
+    program = torch.export.export(layer, example, dynamic_shapes=({0: sizes},)).module()
+    for size in (2, 9, 3000):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(program(x), layer(x), rtol=0, atol=1e-13)
+
+
+def test_compiles_once_for_each_side_of_the_rule():
+    torch._dynamo.reset()
+    layer, counter = SVDLinear(8, 6), CompileCounter()
+    compiled = torch.compile(layer, backend=counter, dynamic=True, fullgraph=True)
+    for size in (2, 3, 5, 8, 50, 51, 3000):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-13)
+    assert counter.frame_count == 2

@@ -4,8 +4,11 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,61 @@ def test_every_package_is_listed(pyproject):
     assert (ROOT / "kernels/__init__.py").exists()
     assert (ROOT / "spectral_triton/py.typed").exists()
     assert settings["package-data"]["spectral_triton"] == ["py.typed"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with wheel and sdist, built by what pip calls, without the network."""
+    folder = tmp_path_factory.mktemp("build")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("spectral_triton", "kernels"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+from setuptools import build_meta
+print(build_meta.build_wheel("out"), build_meta.build_sdist("out"), sep="\\n")
+"""
+    python(code, folder)
+    return folder / "out"
+
+
+def test_wheel_holds_the_package_alone_and_works(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "target")
+    folders = {name.split("/")[0] for name in names}
+    assert folders == {
+        "spectral_triton",
+        f"spectral_triton-{spectral_triton.__version__}.dist-info",
+    }
+    modules = {
+        path.relative_to(ROOT).as_posix().replace("kernels/", "spectral_triton/kernels/", 1)
+        for folder in ("spectral_triton", "kernels")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert "spectral_triton/py.typed" in names
+    code = """
+import torch, spectral_triton, spectral_triton.kernels
+print(spectral_triton.__file__)
+print(spectral_triton.SVDLinear(3, 2)(torch.ones(3)).isfinite().all().item())
+"""
+    location, finite = python(code, tmp_path, PYTHONPATH=str(tmp_path / "target")).splitlines()
+    assert Path(location).is_relative_to(tmp_path / "target")
+    assert finite == "True"
+
+
+def test_sdist_can_be_built_again(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("spectral_triton", "kernels")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert sources | {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= names
 
 
 def test_one_version(pyproject):
