@@ -4,14 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help train test lint format bench bench-quick clean
+.PHONY: help train test lint types package docs format bench bench-quick bench-compare clean
 
 help:
 	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
 	@echo "make test         run the tests"
 	@echo "make lint         check style"
+	@echo "make types        check the types of the installed package"
+	@echo "make package      build wheel and sdist in dist"
+	@echo "make docs         build the documentation in build/docs"
 	@echo "make bench        benchmarks against the peers that are installed, about 10 minutes"
 	@echo "make bench-quick  a small selection of them, about 1 minute"
+	@echo "make bench-compare  the same, failing where it is slower than this machine's committed report"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,9 +36,31 @@ bench-quick: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	OMP_NUM_THREADS=2 $(BIN)/pytest perf --quick --label quick
 
+bench-compare: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	OMP_NUM_THREADS=2 $(BIN)/pytest perf --quick --label new
+	$(BIN)/python perf/report.py compare
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# As users have it: only a plain install is followed by type checkers.
+types: $(STAMP)
+	rm -rf build/types
+	$(BIN)/pip install --quiet --no-deps --target build/types .
+	cp tests/typed_program.py build/types
+	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p spectral_triton
+	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml typed_program.py
+
+package: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt build
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

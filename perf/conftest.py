@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from peers.contender import Absent, Contender, WrongResult, prove, verify
 from race import Race
+from records import machine_folder
 
 PEERS = ("geotorch", "torch-householder", "nflows", "deel-torchlip", "orthogonium")
 _LEFT_OUT = pytest.StashKey[list[dict[str, str]]]()
@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(config.getoption("threads"))
     label = config.getoption("label")
     if label and hasattr(config.option, "benchmark_json"):
-        folder = Path(__file__).parent / "reports" / machine_name()
+        folder = machine_folder()
         folder.mkdir(parents=True, exist_ok=True)
         config.option.benchmark_json = folder / f"{label}.json"
 
@@ -49,13 +49,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if item.get_closest_marker("quick")]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
-
-
-def machine_name() -> str:
-    """The processor and its cores, as a folder is called."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1] for line in lines if line.startswith("model name")), "cpu")
-    return re.sub(r"[^a-z0-9]+", "-", f"{model} {os.cpu_count()} cores".lower()).strip("-")
 
 
 def _version(name: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,14 @@ class Report:
         for record in self.records:
             if (record.op, record.contender) == (op, contender) and way in (None, record.way):
                 yield record
+
+
+def machine_folder() -> Path:
+    """Where reports of this machine lie: named after its processor and its cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1] for line in lines if line.startswith("model name")), "cpu")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{model} {os.cpu_count()} cores".lower()).strip("-")
+    return Path(__file__).parent / "reports" / name
 
 
 def load(path: Path) -> Report:

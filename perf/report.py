@@ -1,7 +1,7 @@
 """Turns reports into a page with tables and plots, or compares two of them.
 
 python perf/report.py page perf/reports/MACHINE/full.json
-python perf/report.py compare perf/reports/MACHINE/full.json perf/reports/MACHINE/new.json
+python perf/report.py compare [OLD.json NEW.json]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from records import OURS, Record, Report, exponent, load
+from records import OURS, Record, Report, exponent, load, machine_folder
 from targets import TARGETS
 
 BOTH = "forward+backward"
@@ -183,11 +183,15 @@ def main() -> int:
     of_page = commands.add_parser("page", help="writes README.md and plots beside the reports")
     of_page.add_argument("reports", nargs="+", type=Path)
     of_compare = commands.add_parser("compare", help="fails where ours became slower")
-    of_compare.add_argument("old", type=Path)
-    of_compare.add_argument("new", type=Path)
+    folder = machine_folder()
+    of_compare.add_argument("old", type=Path, nargs="?", default=folder / "quick.json")
+    of_compare.add_argument("new", type=Path, nargs="?", default=folder / "new.json")
     of_compare.add_argument("--tolerance", type=float, default=0.25)
     arguments = parser.parse_args()
     if arguments.command == "compare":
+        for path in (arguments.old, arguments.new):
+            if not path.exists():
+                parser.error(f"there is no {path}; see perf/README.md for how to make it")
         return compare(load(arguments.old), load(arguments.new), arguments.tolerance)
     from plots import draw_all
 

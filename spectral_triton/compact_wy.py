@@ -83,10 +83,16 @@ def blocks(unit_reflectors: Tensor, block_size: int) -> Tensor:
     return unit_reflectors.unflatten(-2, (m, b))
 
 
-def _add_product(base: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
-    """base + alpha a b in one call, in place unless derivatives are taken."""
+def _plus_product(base: Tensor, a: Tensor, b: Tensor, alpha: int = 1) -> Tensor:
+    """base + alpha a b in one call."""
+    # alpha is an int: dynamic compilation lifts a float default to an input, which fails here.
+    return (torch.addmm if base.dim() == 2 else torch.baddbmm)(base, a, b, alpha=alpha)
+
+
+def _add_product(base: Tensor, a: Tensor, b: Tensor, alpha: int = 1) -> Tensor:
+    """base + alpha a b, in place unless derivatives are taken."""
     if is_differentiated():
-        return (torch.addmm if base.dim() == 2 else torch.baddbmm)(base, a, b, alpha=alpha)
+        return _plus_product(base, a, b, alpha)
     return (base.addmm_ if base.dim() == 2 else base.baddbmm_)(a, b, alpha=alpha)
 
 
@@ -144,7 +150,7 @@ def apply_bwd(
     """Gradients of apply_fwd for x and for the unit rows; see Note [Backward of a block]."""
     m, b = v.shape[-3:-1]
     if m == 1:
-        return _single_block_bwd(y, grad_y, v[..., 0, :, :], t[..., 0, :, :], transpose)
+        return _single_block_bwd(y, grad_y, v.squeeze(-3), t.squeeze(-3), transpose)
     num_vectors = y.shape[-2]
     z = torch.cat((grad_y, y), -2)
     grad_v = _Gradient(v, z)
@@ -155,7 +161,7 @@ def apply_bwd(
         d = (z_j @ v_j.mT) @ (t_j.mT if transpose else t_j)
         d_g, d_y = d[..., :num_vectors, :], d[..., num_vectors:, :]
         grad = _mixed(d_g, d_y, transpose) @ v_j
-        grad_v.put(j, first, _add_product(grad, torch.cat((d_y, -d_g), -2).mT, z_j))
+        grad_v.put(j, first, _plus_product(grad, torch.cat((d_y, -d_g), -2).mT, z_j))
         z = _subtract_product(z, first, d, v_j)
     return z[..., :num_vectors, :], grad_v.rows()
 
@@ -172,11 +178,9 @@ def _single_block_bwd(
     """apply_bwd for one block: nothing needs x, so it is not recovered."""
     t = t.mT if transpose else t
     d_g, d_y = (grad_y @ v.mT) @ t, (y @ v.mT) @ t
-    grad = _add_product(_mixed(d_g, d_y, transpose) @ v, d_y.mT, grad_y)
-    grad = _add_product(grad, d_g.mT, y, alpha=-1)
-    # Not in place: this is the caller's gradient.
-    subtract = torch.addmm if y.dim() == 2 else torch.baddbmm
-    return subtract(grad_y, d_g, v, alpha=-1), grad
+    grad = _plus_product(_mixed(d_g, d_y, transpose) @ v, d_y.mT, grad_y)
+    grad = _plus_product(grad, d_g.mT, y, alpha=-1)
+    return _plus_product(grad_y, d_g, v, alpha=-1), grad
 
 
 def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Tensor:

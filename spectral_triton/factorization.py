@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def factor_dense(
     if not all(k == sigma.shape[-1] or _suffices(q, k, matters) for q, k in sides):
         steps = range(sigma.shape[-1] + 1)
         needed = tuple(
-            bisect.bisect_left(steps, True, key=lambda k, q=q: _suffices(q, k, matters))
+            bisect.bisect_left(steps, True, key=partial(_suffices, q, matters=matters))
             for q, _ in sides
         )
         raise TooFewReflectorsError(

@@ -19,8 +19,19 @@ from spectral_triton.householder_function import (
 )
 from spectral_triton.validation import check_floating, full_precision, without_autocast
 
+MANY_VECTORS = 1 << 30
 
-def forms_product(num_vectors: int, num_reflectors: int, n: int, triangular: bool) -> bool:
+
+def count_for_rule(count: float) -> float:
+    """The number of vectors that cost rules see: many where a program is exported for any number.
+
+    A rule that looked at a symbolic size would tie the exported program to one side of it.
+    torch.compile sees plain numbers here and compiles at most one program for each side.
+    """
+    return MANY_VECTORS if isinstance(count, torch.SymInt | torch.SymFloat) else count
+
+
+def forms_product(num_vectors: float, num_reflectors: int, n: int, triangular: bool) -> bool:
     """Whether Q is formed once and used in one GEMM rather than applied block by block.
 
     Forward and backward together, in multiply-adds: blocks cost 8 N n k (half when triangular);
@@ -80,7 +91,7 @@ def apply_reflectors(
     batch = reflectors.shape[:-2]
     rows = x if x.dim() > 1 else x.unsqueeze(0)
     if not batch:
-        shape = x.shape
+        shape: tuple[int, ...] = x.shape
         rows = rows.flatten(0, -2)
     else:
         try:
@@ -102,8 +113,12 @@ def apply_reflectors(
         if in_forward_mode():
             y = apply_plain(rows, reflectors, transpose, triangular)
             return y.to(x.dtype).reshape(shape)
-        prepared = prepare(reflectors, triangular, rows.shape[:-1].numel())
-        if forms_product(rows.shape[-2], k, n, triangular):
+        # Only export may ask for any number: torch.compile fixes it here, and the backward pass.
+        compiling = torch.compiler.is_dynamo_compiling()
+        count = rows.shape[:-1].numel() if compiling else math.prod(rows.shape[:-1])
+        prepared = prepare(reflectors, triangular, count)
+        vectors = rows.shape[-2] if compiling else count_for_rule(rows.shape[-2])
+        if forms_product(vectors, k, n, triangular):
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
             y = torch.matmul(rows, q if transpose else q.mT)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import check_floating, full_precision
@@ -51,6 +52,8 @@ class SVDLinear(nn.Module):
         >>> x = torch.randn(128, 20)
         >>> torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     """
+
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -123,6 +126,71 @@ class SVDLinear(nn.Module):
         """W as an operator, with ``solve``, ``inverse``, ``slogdet`` and more."""
         return self.svd.factors
 
+    def inverse(self, y: Tensor) -> Tensor:
+        r"""The x with :math:`W x + b = y`, for a square W, at the cost of a forward pass.
+
+        Args:
+            y: Shape ``(..., out_features)``.
+
+        Returns:
+            Shape ``(..., in_features)``, dtype of ``y``, differentiable.
+
+        Raises:
+            TypeError: if ``y`` is not a real floating point tensor.
+            ValueError: if W is not square or the shape of ``y`` does not fit.
+            torch.linalg.LinAlgError: if a singular value is zero, which the default spectrum and
+                every other with a positive lower bound exclude.
+
+        Example:
+            >>> layer, x = SVDLinear(4, 4), torch.randn(3, 4)
+            >>> torch.testing.assert_close(layer.inverse(layer(x)), x)
+        """
+        check_floating("y", y)
+        if self.in_features != self.out_features:
+            raise ValueError(
+                f"inverse needs a square weight, got in_features = {self.in_features} and "
+                f"out_features = {self.out_features}"
+            )
+        if y.dim() < 1 or y.shape[-1] != self.out_features:
+            raise ValueError(
+                f"y must have shape (..., out_features) with out_features = {self.out_features}, "
+                f"got {tuple(y.shape)}"
+            )
+        # Looking at the values would wait for the device.
+        spectrum = self.svd.spectrum
+        may_vanish = not isinstance(spectrum, Spectrum) or spectrum.bounds[0] <= 0
+        factors = self.factors.inverse(check_errors=may_vanish)
+        if self.bias is None:
+            return factors.apply(y).clone()
+        wide = y.to(factors.dtype) if y.dtype.itemsize == 2 else y
+        return factors.apply(wide - self.bias).to(y.dtype)
+
+    def logabsdet(self) -> Tensor:
+        r""":math:`\log|\det W| = \sum_i \log|\sigma_i|`, scalar, differentiable, in O(n).
+
+        With :meth:`inverse` all that a normalising flow needs of a layer, where
+        :math:`\log p_x(x) = \log p_z(f(x)) + \log|\det W|`.
+
+        Raises:
+            ValueError: if W is not square.
+
+        Example:
+            >>> class Flow(nn.Module):
+            ...     def __init__(self, n):
+            ...         super().__init__()
+            ...         self.linear = SVDLinear(n, n, spectrum=SoftplusSpectrum())
+            ...     def log_prob(self, x):
+            ...         z = self.linear(x)
+            ...         log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+            ...         return log_normal + self.linear.logabsdet()
+            ...     def sample(self, count):
+            ...         return self.linear.inverse(torch.randn(count, self.linear.in_features))
+            >>> flow = Flow(4)
+            >>> flow.log_prob(flow.sample(10)).shape
+            torch.Size([10])
+        """
+        return self.factors.slogdet().logabsdet
+
     @classmethod
     def from_linear(
         cls,
@@ -163,7 +231,7 @@ class SVDLinear(nn.Module):
             spectrum=spectrum,
         )
         layer.svd.set_dense_(weight.detach(), out_of_bounds)
-        if bias is not None:
+        if layer.bias is not None:
             layer.bias.data.copy_(bias.detach())
         return layer.train(linear.training)
 
@@ -180,7 +248,7 @@ class SVDLinear(nn.Module):
         )
         linear.weight.data.copy_(weight)
         if self.bias is not None:
-            linear.bias.data.copy_(self.bias.detach())
+            linear.bias.data.copy_(gathered(self.bias.detach()))
         return linear.train(self.training)
 
     def _load_from_state_dict(

@@ -3,6 +3,7 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,11 +107,66 @@ def svd(
     parametrize.register_parametrization(module, name, parametrization)
     parametrization.is_registered = True
     if isinstance(module, nn.RNNBase):
-        module.register_forward_hook(_release_flat_weights)
+        module.register_forward_hook(release_flat_weights)
     return module
 
 
-def _release_flat_weights(module: nn.RNNBase, *_: object) -> None:
+def svd_names(module: nn.Module) -> list[str]:
+    """The tensors of a module, without its children, that :func:`svd` keeps in SVD form."""
+    if not parametrize.is_parametrized(module):
+        return []
+    chains: Any = module.parametrizations
+    # Only the first parametrization of a tensor can own several parameters.
+    return [name for name, chain in chains.items() if isinstance(chain[0], _SVD)]
+
+
+def remove_svd(module: nn.Module, name: str = "weight") -> nn.Module:
+    r"""Leaves the dense weight of :func:`svd` behind as a plain tensor, trained if it was.
+
+    ``torch.nn.utils.parametrize.remove_parametrizations`` does that, too, but breaks all deep
+    copies of the module, which share its class; this leaves them alone.
+
+    Args:
+        module: Any module.
+        name: A tensor that :func:`svd` keeps in SVD form, and nothing else changes.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if the tensor is not in SVD form, or has further parametrizations.
+
+    Example:
+        >>> layer = svd(nn.Linear(3, 3))
+        >>> weight = layer.weight
+        >>> remove_svd(layer)
+        Linear(in_features=3, out_features=3, bias=True)
+        >>> torch.equal(layer.weight, weight)
+        True
+    """
+    if name not in svd_names(module):
+        raise ValueError(f"name must be a tensor in SVD form of {module}, got {name!r}")
+    chains: Any = module.parametrizations
+    originals = chains[name]
+    if len(originals) > 1:
+        others = ", ".join(type(other).__name__.lstrip("_") for other in list(originals)[1:])
+        raise ValueError(f"{name} has further parametrizations, {others}; remove them first")
+    own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(type(module).__name__, type(module).__bases__, own)
+    parametrize.remove_parametrizations(module, name)
+    if isinstance(originals.original0, nn.Parameter):
+        requires_grad = any(original.requires_grad for original in originals.parameters())
+        dense = nn.Parameter(getattr(module, name).detach(), requires_grad)
+        delattr(module, name)
+        module.register_parameter(name, dense)
+    if not svd_names(module):
+        hooks = module._forward_hooks
+        for key in [k for k, hook in hooks.items() if hook is release_flat_weights]:
+            del hooks[key]
+    return module
+
+
+def release_flat_weights(module: nn.RNNBase, *_: object) -> None:
     """Drops the graph of the weights that an RNN keeps from its last call, which deepcopy refuses.
 
     The RNN replaces them at its next call, as it compares them with its attributes.
@@ -171,13 +227,14 @@ class _SVD(nn.Module):
         parameters = (left, right) if raw is None else (left, right, raw)
         return tuple(parameter.to(weight.dtype) for parameter in parameters)
 
-    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         blocks = self._blocks(weight)
-        options = {"dtype": full_precision(weight.dtype), "device": weight.device}
+        options: dict[str, Any] = {"dtype": full_precision(weight.dtype), "device": weight.device}
         k_u, k_v = self.num_reflectors
         left = torch.empty(self.num_blocks, k_u, blocks.shape[1], **options)
         right = torch.empty(self.num_blocks, k_v, blocks.shape[2], **options)
         reset_reflectors_(left, right, "haar")
+        assert isinstance(self.spectrum, Spectrum)
         initial = torch.full(self.signs.shape, self.spectrum.initial, **options)
         raw = self.spectrum.inverse(initial) if self.spectrum.trainable else None
         return left, raw, right, torch.ones_like(self.signs)

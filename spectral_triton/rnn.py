@@ -3,28 +3,19 @@ r"""Recurrent layers whose transition matrices keep their singular values within
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from spectral_triton.recurrence import check_nonlinearity, run
-from spectral_triton.rnn_parameters import (
-    add_cell_parameters,
-    load_dense_transitions,
-    modrelu_bias,
-    project_input,
-    reset_cell_parameters_,
-)
-from spectral_triton.rnn_state import check_input, initial_state
+from spectral_triton.recurrent_layer import RecurrentLayer
+from spectral_triton.rnn_parameters import modrelu_bias, project_input, reset_cell_parameters_
+from spectral_triton.rnn_state import read_sequences
 from spectral_triton.spectrum import Spectrum
-from spectral_triton.svd import HouseholderSVD
-from spectral_triton.validation import check_choice, check_integer, check_number
-from spectral_triton.weight import INITIALIZERS, SVDWeight
 
 
-class SpectralRNN(nn.Module):
+class SpectralRNN(RecurrentLayer):
     r"""``torch.nn.RNN`` with a transition matrix in SVD form: gradients that cannot explode.
 
     .. math:: h_t = \varphi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}), \qquad
@@ -97,100 +88,31 @@ class SpectralRNN(nn.Module):
         init: str = "identity",
         negative_slope: float = 0.01,
     ) -> None:
-        super().__init__()
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
-            check_integer(name, value, 1)
-        check_integer("num_layers", num_layers, 1)
         check_nonlinearity(nonlinearity, negative_slope)
-        check_number("dropout", dropout)
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
-        check_choice("init", init, INITIALIZERS)
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        options = (num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(input_size, hidden_size, *options, init)
         self.nonlinearity, self.negative_slope = nonlinearity, negative_slope
-        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
-        self.bidirectional = bidirectional
-        options: dict[str, Any] = {"device": device, "dtype": dtype}
-        for index, suffix in enumerate(self._suffixes()):
-            first = index < self.num_directions
-            features = input_size if first else hidden_size * self.num_directions
-            add_cell_parameters(self, suffix, features, hidden_size, bias, nonlinearity, options)
-            weight = SVDWeight(
-                hidden_size,
-                hidden_size,
-                num_reflectors=num_reflectors,
-                spectrum=spectrum,
-                init=init,
-                **options,
-            )
-            self.add_module(f"svd_hh{suffix}", weight)
-            reset_cell_parameters_(self, suffix)
+        self._add_all(device, dtype, num_reflectors, spectrum, init)
 
-    @property
-    def num_directions(self) -> int:
-        """2 if bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
+    def _plain_shapes(self, features: int) -> dict[str, tuple[int, ...]]:
+        shapes = super()._plain_shapes(features)
+        own = {"bias_modrelu": (self.hidden_size,)} if self.nonlinearity == "modrelu" else {}
+        return shapes | own
 
-    def _suffixes(self) -> list[str]:
-        directions = ("", "_reverse")[: self.num_directions]
-        return [f"_l{layer}{way}" for layer in range(self.num_layers) for way in directions]
-
-    def svd_weight(self, layer: int = 0, reverse: bool = False) -> SVDWeight:
-        """The module that holds one transition matrix."""
-        check_integer("layer", layer, 0, self.num_layers - 1)
-        if reverse and not self.bidirectional:
-            raise ValueError("reverse=True needs a bidirectional SpectralRNN")
-        return self.get_submodule(f"svd_hh_l{layer}{'_reverse' if reverse else ''}")
-
-    def factors(self, layer: int = 0, reverse: bool = False) -> HouseholderSVD:
-        """One transition matrix as an operator."""
-        return self.svd_weight(layer, reverse).factors
-
-    def singular_values(self, layer: int = 0, reverse: bool = False) -> Tensor:
-        """Singular values of one transition matrix, shape (n,), unsorted and differentiable."""
-        return self.svd_weight(layer, reverse).singular_values
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("weight_hh_l"):
-            weight = self._modules.get(f"svd_hh{name[9:]}")
-            if weight is not None:
-                return weight.to_dense()
-        return super().__getattr__(name)
-
-    def reset_parameters(self) -> None:
-        """Draws all parameters anew, as on construction."""
-        for suffix in self._suffixes():
-            self.get_submodule(f"svd_hh{suffix}").reset_parameters()
-            reset_cell_parameters_(self, suffix)
+    def _reset_plain(self, suffix: str) -> None:
+        reset_cell_parameters_(self, suffix)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity!r}"]
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-        }
-        parts += [
-            f"{name}={getattr(self, name)}"
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
-        return ", ".join(parts)
+        head = f"{self.input_size}, {self.hidden_size}, nonlinearity={self.nonlinearity!r}"
+        return ", ".join((head, *self._options_to_show()))
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs all layers over all steps, as ``nn.RNN.forward``."""
-        packed = input if isinstance(input, PackedSequence) else None
-        x = check_input(input, self.input_size, self.batch_first)
-        batched = packed is not None or input.dim() == 3
-        batch_sizes = None if packed is None else packed.batch_sizes
-        size = x.shape[1] if packed is None else int(packed.batch_sizes[0])
-        states = self.num_layers * self.num_directions
-        order = None if packed is None else packed.sorted_indices
-        h0 = initial_state(hx, x, (states, size, self.hidden_size), batched, order)
+        sequences = read_sequences(input, self.input_size, self.batch_first)
+        x, batch_sizes = sequences.x, sequences.batch_sizes
+        h0 = sequences.state(hx, self.num_layers * self.num_directions, self.hidden_size)
         last = []
         for layer in range(self.num_layers):
             outputs = []
@@ -202,35 +124,21 @@ class SpectralRNN(nn.Module):
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 x = nn.functional.dropout(x, self.dropout)
-        h_n = torch.stack(last)
-        if packed is not None:
-            if packed.unsorted_indices is not None:
-                h_n = h_n.index_select(1, packed.unsorted_indices)
-            return PackedSequence(x, *packed[1:]), h_n
-        if not batched:
-            return x.squeeze(1), h_n.squeeze(1)
-        return (x.transpose(0, 1) if self.batch_first else x), h_n
+        return sequences.output(x), sequences.last(torch.stack(last))
 
     def _run(
         self, x: Tensor, h0: Tensor, suffix: str, reverse: bool, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        weight = self.get_submodule(f"svd_hh{suffix}")
         return run(
             project_input(self, suffix, x),
             h0,
-            weight.factors,
+            self._svd_weight(suffix).factors,
             self.nonlinearity,
             self.negative_slope,
             modrelu_bias(self, suffix),
             reverse,
             batch_sizes,
         )
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        load_dense_transitions(self, self._suffixes(), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @classmethod
     def from_rnn(
@@ -248,27 +156,8 @@ class SpectralRNN(nn.Module):
             ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
                 inside) or the reflectors do not suffice.
         """
-        if not isinstance(rnn, nn.RNN):
-            raise TypeError(f"rnn must be a torch.nn.RNN, got {type(rnn).__name__}")
-        own = cls(
-            rnn.input_size,
-            rnn.hidden_size,
-            rnn.num_layers,
-            rnn.nonlinearity,
-            rnn.bias,
-            rnn.batch_first,
-            rnn.dropout,
-            rnn.bidirectional,
-            rnn.weight_ih_l0.device,
-            rnn.weight_ih_l0.dtype,
-            num_reflectors=num_reflectors,
-            spectrum=spectrum,
-        )
-        for suffix in own._suffixes():
-            dense = getattr(rnn, f"weight_hh{suffix}").detach()
-            own.get_submodule(f"svd_hh{suffix}").set_dense_(dense, out_of_bounds)
-        own._copy_plain(rnn, own)
-        return own.train(rnn.training)
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        return cls._from_plain("rnn", rnn, nn.RNN, ("nonlinearity",), svd, out_of_bounds)
 
     def to_rnn(self) -> nn.RNN:
         """An ``nn.RNN`` with the same outputs; ValueError for nonlinearities it does not have."""
@@ -276,26 +165,4 @@ class SpectralRNN(nn.Module):
             raise ValueError(
                 f"nn.RNN has the nonlinearities tanh and relu, not {self.nonlinearity!r}"
             )
-        plain = nn.RNN(
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.nonlinearity,
-            self.bias,
-            self.batch_first,
-            self.dropout,
-            self.bidirectional,
-            device=self.weight_ih_l0.device,
-            dtype=self.weight_ih_l0.dtype,
-        )
-        with torch.no_grad():
-            for suffix in self._suffixes():
-                getattr(plain, f"weight_hh{suffix}").copy_(getattr(self, f"weight_hh{suffix}"))
-        self._copy_plain(self, plain)
-        return plain.train(self.training)
-
-    @torch.no_grad()
-    def _copy_plain(self, source: nn.Module, target: nn.Module) -> None:
-        for suffix in self._suffixes():
-            for name in ("weight_ih", "bias_ih", "bias_hh") if self.bias else ("weight_ih",):
-                getattr(target, f"{name}{suffix}").copy_(getattr(source, f"{name}{suffix}"))
+        return self._to_plain(nn.RNN, nonlinearity=self.nonlinearity)

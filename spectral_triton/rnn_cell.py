@@ -3,27 +3,17 @@ r"""One step of a recurrent layer whose transition matrix is in SVD form."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spectral_triton.recurrence import check_nonlinearity, run
-from spectral_triton.rnn_parameters import (
-    add_cell_parameters,
-    load_dense_transitions,
-    modrelu_bias,
-    project_input,
-    reset_cell_parameters_,
-)
-from spectral_triton.rnn_state import check_input, initial_state
+from spectral_triton.recurrent_cell import RecurrentCell
+from spectral_triton.rnn_parameters import modrelu_bias, project_input, reset_cell_parameters_
 from spectral_triton.spectrum import Spectrum
-from spectral_triton.svd import HouseholderSVD
-from spectral_triton.validation import check_choice, check_floating, check_integer
-from spectral_triton.weight import INITIALIZERS, SVDWeight
 
 
-class SpectralRNNCell(nn.Module):
+class SpectralRNNCell(RecurrentCell):
     r"""``torch.nn.RNNCell`` with a transition matrix in SVD form.
 
     .. math:: h' = \varphi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh}), \qquad
@@ -72,44 +62,18 @@ class SpectralRNNCell(nn.Module):
         init: str = "identity",
         negative_slope: float = 0.01,
     ) -> None:
-        super().__init__()
-        for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
-            check_integer(name, value, 1)
         check_nonlinearity(nonlinearity, negative_slope)
-        check_choice("init", init, INITIALIZERS)
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        super().__init__(input_size, hidden_size, bias, init)
         self.nonlinearity, self.negative_slope = nonlinearity, negative_slope
-        options: dict[str, Any] = {"device": device, "dtype": dtype}
-        add_cell_parameters(self, "", input_size, hidden_size, bias, nonlinearity, options)
-        self.svd_hh = SVDWeight(
-            hidden_size,
-            hidden_size,
-            num_reflectors=num_reflectors,
-            spectrum=spectrum,
-            init=init,
-            **options,
-        )
-        reset_cell_parameters_(self, "")
+        self._add_all(device, dtype, num_reflectors, spectrum, init)
 
-    @property
-    def weight_hh(self) -> Tensor:
-        """The dense transition matrix, (n, n)."""
-        return self.svd_hh.to_dense()
+    def _plain_shapes(self, features: int) -> dict[str, tuple[int, ...]]:
+        shapes = super()._plain_shapes(features)
+        own = {"bias_modrelu": (self.hidden_size,)} if self.nonlinearity == "modrelu" else {}
+        return shapes | own
 
-    @property
-    def factors(self) -> HouseholderSVD:
-        """The transition matrix as an operator."""
-        return self.svd_hh.factors
-
-    @property
-    def singular_values(self) -> Tensor:
-        """Its singular values, shape (n,), unsorted and differentiable."""
-        return self.svd_hh.singular_values
-
-    def reset_parameters(self) -> None:
-        """Draws all parameters anew, as on construction."""
-        self.svd_hh.reset_parameters()
-        reset_cell_parameters_(self, "")
+    def _reset_plain(self, suffix: str) -> None:
+        reset_cell_parameters_(self, suffix)
 
     def extra_repr(self) -> str:
         shown = "" if self.bias else ", bias=False"
@@ -117,27 +81,35 @@ class SpectralRNNCell(nn.Module):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""
-        check_floating("input", input)
-        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input must be (B, input_size) or (input_size,) with input_size = "
-                f"{self.input_size}, got shape {tuple(input.shape)}"
-            )
-        batched = input.dim() == 2
-        x = check_input(input.unsqueeze(0), self.input_size, False)
-        if hx is not None:
-            check_floating("hx", hx)
-            expected = (*input.shape[:-1], self.hidden_size)
-            if tuple(hx.shape) != expected:
-                raise ValueError(f"hx must have shape {expected}, got {tuple(hx.shape)}")
-            hx = hx.unsqueeze(0)
-        h0 = initial_state(hx, x, (1, x.shape[1], self.hidden_size), batched, None)
+        x = self._read(input).unsqueeze(0)
+        h0 = self._state(hx, x[0], input.dim() == 2)
         options = (self.nonlinearity, self.negative_slope, modrelu_bias(self, ""), False, None)
-        h = run(project_input(self, "", x), h0[0], self.factors, *options)[1]
-        return h if batched else h.squeeze(0)
+        h = run(project_input(self, "", x), h0, self.factors, *options)[1]
+        return h if input.dim() == 2 else h.squeeze(0)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        load_dense_transitions(self, ("",), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    @classmethod
+    def from_rnn_cell(
+        cls,
+        cell: nn.RNNCell,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
+        out_of_bounds: str = "raise",
+    ) -> SpectralRNNCell:
+        """A SpectralRNNCell with the weights of an ``nn.RNNCell``.
+
+        Raises:
+            TypeError: if ``cell`` is not an ``nn.RNNCell``.
+            ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
+                inside) or the reflectors do not suffice.
+        """
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        return cls._from_plain(cell, nn.RNNCell, ("nonlinearity",), svd, out_of_bounds)
+
+    def to_rnn_cell(self) -> nn.RNNCell:
+        """An ``nn.RNNCell`` with the same outputs; ValueError for other nonlinearities."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"nn.RNNCell has the nonlinearities tanh and relu, not {self.nonlinearity!r}"
+            )
+        return self._to_plain(nn.RNNCell, nonlinearity=self.nonlinearity)

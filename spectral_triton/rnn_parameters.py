@@ -10,27 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from spectral_triton.validation import check_floating
+from spectral_triton.weight import SVDWeight
+
+BIASES = ("bias_ih", "bias_hh")
 
 
-def add_cell_parameters(
-    module: nn.Module,
-    suffix: str,
-    input_size: int,
-    hidden_size: int,
-    bias: bool,
-    nonlinearity: str,
-    options: dict[str, Any],
+def add_plain_parameters(
+    module: nn.Module, suffix: str, shapes: dict[str, tuple[int, ...]], options: dict[str, Any]
 ) -> None:
-    """Registers weight_ih, bias_ih, bias_hh and, for modrelu, its bias; not yet initialised."""
-    shapes = {"weight_ih": (hidden_size, input_size)}
-    if bias:
-        shapes |= {"bias_ih": (hidden_size,), "bias_hh": (hidden_size,)}
-    if nonlinearity == "modrelu":
-        shapes["bias_modrelu"] = (hidden_size,)
+    """Registers all parameters but those of the transition; not yet initialised."""
     for name, shape in shapes.items():
         tensor = torch.empty(shape, **options)
         check_floating("dtype", tensor)
         module.register_parameter(f"{name}{suffix}", nn.Parameter(tensor))
+
+
+@torch.no_grad()
+def reset_uniform_(module: nn.Module, suffix: str, hidden_size: int) -> None:
+    """Weights and biases uniform within 1/√n of zero, the start of torch.nn.LSTM and GRU."""
+    bound = 1 / math.sqrt(hidden_size)
+    for name in ("weight_ih", *BIASES, "weight_hr"):
+        parameter = module._parameters.get(f"{name}{suffix}")
+        if parameter is not None:
+            nn.init.uniform_(parameter, -bound, bound)
 
 
 @torch.no_grad()
@@ -47,18 +49,47 @@ def reset_cell_parameters_(module: nn.Module, suffix: str) -> None:
 
 def project_input(module: nn.Module, suffix: str, x: Tensor) -> Tensor:
     """W_ih x + b_ih + b_hh for all steps at once."""
-    weight = module._parameters[f"weight_ih{suffix}"]
+    # Not get_parameter: functional_call puts plain tensors in the place of parameters.
+    parameters: dict[str, Any] = module._parameters
+    weight: Tensor = parameters[f"weight_ih{suffix}"]
+    check_input_dtype(x, weight)
+    bias: Tensor | None = parameters.get(f"bias_ih{suffix}")
+    if bias is not None:
+        bias = bias + parameters[f"bias_hh{suffix}"]
+    return nn.functional.linear(x, weight, bias)
+
+
+def check_input_dtype(x: Tensor, weight: Tensor) -> None:
+    """Raises unless input and weights have one dtype; autocast may mix them."""
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f"input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
-    bias = module._parameters.get(f"bias_ih{suffix}")
-    if bias is not None:
-        bias = bias + module._parameters[f"bias_hh{suffix}"]
-    return nn.functional.linear(x, weight, bias)
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """What a gated layer gives for x: the dtype of x, or that of autocast where it applies."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 def modrelu_bias(module: nn.Module, suffix: str) -> Tensor | None:
     """The bias of modrelu, None for other nonlinearities."""
     return module._parameters.get(f"bias_modrelu{suffix}")
+
+
+def stack_rows(w: Tensor) -> Tensor:
+    """Stacked matrices (gates, m, n) as the rows of one, as torch keeps them; one stays one."""
+    return w.flatten(0, -2)
+
+
+def unstack_rows(w: Tensor, weight: SVDWeight) -> Tensor:
+    """The inverse of :func:`stack_rows`, in the shape of ``weight``."""
+    if weight.num_blocks is None or not isinstance(w, Tensor):
+        return w
+    expected = (weight.num_blocks * weight.out_features, weight.in_features)
+    if tuple(w.shape) != expected:
+        raise ValueError(f"w must have shape {expected}, got {tuple(w.shape)}")
+    return w.unflatten(0, (weight.num_blocks, -1))
 
 
 def load_dense_transitions(
@@ -69,8 +100,9 @@ def load_dense_transitions(
         key = f"{prefix}weight_hh{suffix}"
         if key not in state_dict:
             continue
+        weight: Any = module.get_submodule(f"svd_hh{suffix}")
         try:
-            factors = module.get_submodule(f"svd_hh{suffix}").dense_state(state_dict[key])
+            factors = weight.dense_state(unstack_rows(state_dict[key], weight))
         except (TypeError, ValueError) as error:
             raise type(error)(f"cannot load the dense {key}: {error}") from error
         del state_dict[key]

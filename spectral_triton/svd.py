@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spectral_triton.factorization import factor_dense
-from spectral_triton.householder import apply_reflectors, householder_product
+from spectral_triton.householder import (
+    apply_reflectors,
+    count_for_rule,
+    householder_product,
+)
+from spectral_triton.sharding import gathered
+from spectral_triton.svd_algebra import SVDAlgebra
 from spectral_triton.validation import (
     check_factors,
     check_floating,
-    check_integer,
     full_precision,
     without_autocast,
 )
-
-
-class SLogDet(NamedTuple):
-    """Sign and logarithm of the absolute value of a determinant."""
-
-    sign: Tensor
-    logabsdet: Tensor
 
 
 def forms_dense(
@@ -46,7 +43,7 @@ def forms_dense(
     return forming + 0.8 * num_vectors * out_features * in_features < num_vectors * factors
 
 
-class HouseholderSVD:
+class HouseholderSVD(SVDAlgebra):
     r"""A matrix held as orthogonal factors and singular values, used without being formed.
 
     .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top, \qquad
@@ -223,11 +220,12 @@ class HouseholderSVD:
         num_vectors = rows.shape[-2] * math.prod(batch) / max(math.prod(self._batch), 1)
         with without_autocast(x.device.type):
             y = rows.to(self.dtype)
-            if forms_dense(num_vectors, m, n, *self.num_reflectors):
+            if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
                 y = torch.matmul(y, self.to_dense().mT)
             else:
                 y = apply_reflectors(y, self.right, transpose=True, triangular=self.triangular)
-                y = _resize(y[..., : min(m, n)] * self._signed.unsqueeze(-2), m)
+                y = y if n <= m else y[..., :m]
+                y = _resize(y * self._signed.unsqueeze(-2), m)
                 y = apply_reflectors(y, self.left, triangular=self.triangular)
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
 
@@ -240,125 +238,22 @@ class HouseholderSVD:
         rows = _resize(u * self._signed.unsqueeze(-2), n)
         return apply_reflectors(rows, self.right, triangular=self.triangular)
 
-    def solve(self, b: Tensor, *, check_errors: bool = True) -> Tensor:
-        r"""Solves W x = b: exactly where W is square, else by least squares of minimum norm.
-
-        Costs as much as a product with W.
-
-        Args:
-            b: Shape ``(m,)`` or ``(..., m, B)``.
-            check_errors: As in :meth:`inverse`; a rectangular W goes through :meth:`pinv`.
-
-        Returns:
-            Shape ``(n,)`` or ``(..., n, B)``.
-
-        Raises:
-            torch.linalg.LinAlgError: if W is square and a singular value is zero.
-
-        Example:
-            >>> factors = HouseholderSVD.from_dense(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
-            >>> x = factors.solve(torch.ones(3))
-            >>> torch.testing.assert_close(x, torch.tensor([1.0, 0.5, 0.25]))
-        """
-        is_square = self.shape[-2] == self.shape[-1]
-        return (self.inverse(check_errors=check_errors) if is_square else self.pinv()) @ b
-
-    def inverse(self, *, check_errors: bool = True) -> HouseholderSVD:
-        r"""The inverse :math:`V \mathrm{diag}(s/\sigma) U^\top`, with the same reflectors, at once.
-
-        Args:
-            check_errors: Raises where a singular value is zero, which waits for the device; without
-                it the inverse has infinite singular values.
-
-        Raises:
-            ValueError: if W is not square.
-            torch.linalg.LinAlgError: if a singular value is zero.
-        """
-        self._check_square("inverse")
-        if check_errors and (self.singular_values == 0).any():
-            raise torch.linalg.LinAlgError("inverse: the matrix has a zero singular value")
-        return self._with(self.right, self.singular_values.reciprocal(), self.left)
-
-    def pinv(self, *, rtol: float | None = None) -> HouseholderSVD:
-        r"""The pseudoinverse: singular values up to ``rtol`` times the largest count as zero.
-
-        ``rtol`` is max(m, n) times the machine epsilon by default, as in ``torch.linalg.pinv``.
-        """
-        if rtol is None:
-            rtol = max(self.shape[-2:]) * torch.finfo(self.dtype).eps
-        magnitude = self.singular_values.detach().abs()
-        keep = magnitude > rtol * magnitude.amax(-1, keepdim=True)
-        inverse = self.singular_values.masked_fill(~keep, 1).reciprocal().masked_fill(~keep, 0)
-        return self._with(self.right, inverse, self.left)
-
-    def slogdet(self) -> SLogDet:
-        r"""Sign and logarithm of :math:`|\det W| = \prod_i |\sigma_i|`, differentiable, in O(n).
-
-        The sign is that of the signs and singular values, times -1 for every nonzero reflector.
-
-        Raises:
-            ValueError: if W is not square.
-
-        Example:
-            >>> HouseholderSVD.from_dense(torch.diag(torch.tensor([1.0, -2.0]))).slogdet()
-            SLogDet(sign=tensor(-1.), logabsdet=tensor(0.6931))
-        """
-        self._check_square("slogdet")
-        sign = self._signed.detach().sign().prod(-1)
-        for reflectors in (self.left, self.right):
-            rows = reflectors.triu() if self.triangular else reflectors
-            sign = sign * (1 - 2 * ((rows != 0).any(-1).sum(-1) % 2))
-        logabsdet = self.singular_values.abs().log().sum(-1)
-        return SLogDet(sign.expand(self._batch), logabsdet.expand(self._batch))
-
-    def spectral_norm(self) -> Tensor:
-        """The largest absolute singular value, shape (...)."""
-        return self.singular_values.abs().amax(-1).expand(self._batch)
-
-    def cond(self) -> Tensor:
-        """The largest over the smallest absolute singular value, shape (...); infinite for zero."""
-        return self.spectral_norm() / self.singular_values.abs().amin(-1)
-
-    def truncate(self, rank: int) -> HouseholderSVD:
-        r"""The best approximation of given rank: all but the largest singular values become zero.
-
-        Reflectors are shared and gradients flow. A matrix of low rank can be rewritten with fewer
-        reflectors by ``from_dense(factors.truncate(rank).to_dense(), num_reflectors=rank)``.
-
-        Args:
-            rank: How many singular values to keep, from 0 to min(m, n).
-
-        Example:
-            >>> factors = HouseholderSVD.from_dense(torch.diag(torch.tensor([3.0, 1.0, 2.0])))
-            >>> torch.testing.assert_close(
-            ...     factors.truncate(2).to_dense(), torch.diag(torch.tensor([3.0, 0.0, 2.0]))
-            ... )
-        """
-        sigma = self.singular_values
-        check_integer("rank", rank, 0, sigma.shape[-1])
-        kept = sigma.detach().abs().topk(rank, dim=-1).indices
-        mask = torch.zeros_like(sigma).scatter(-1, kept, 1)
-        return self._with(self.left, sigma * mask, self.right)
-
     @property
     def _signed(self) -> Tensor:
         return self.singular_values if self.signs is None else self.singular_values * self.signs
 
-    def _with(self, left: Tensor, singular_values: Tensor, right: Tensor) -> HouseholderSVD:
-        return HouseholderSVD(
-            left, singular_values, right, signs=self.signs, triangular=self.triangular
-        )
-
-    def _check_square(self, operation: str) -> None:
-        m, n = self.shape[-2:]
-        if m != n:
-            raise ValueError(f"{operation} needs a square matrix, got shape {tuple(self.shape)}")
+    def _make(
+        self, left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
+    ) -> HouseholderSVD:
+        return HouseholderSVD(left, singular_values, right, signs=signs, triangular=self.triangular)
 
 
 def _widen(factor: Tensor) -> Tensor:
-    return factor.to(full_precision(factor.dtype))
+    return gathered(factor).to(full_precision(factor.dtype))
 
 
 def _resize(x: Tensor, size: int) -> Tensor:
-    """x with zeros appended to its last dimension."""
+    """x with zeros appended to its last dimension, itself where there are none to append."""
+    if size == x.shape[-1]:
+        return x
     return torch.nn.functional.pad(x, (0, size - x.shape[-1]))

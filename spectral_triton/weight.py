@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
 from spectral_triton import init as reflector_init
 from spectral_triton.factorization import factor_dense
+from spectral_triton.sharding import assign_, gathered, is_sharded
 from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
+from spectral_triton.stacked_spectrum import StackedSpectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
     check_choice,
@@ -43,6 +46,9 @@ class SVDWeight(nn.Module):
         dtype: Their floating dtype.
         init: Start of the reflectors: "haar", "identity", "henaff" or "cayley", see
             ``spectral_triton.init``.
+        num_blocks: None for one matrix, or a number of matrices of this size, each with factors of
+            its own: everything below then has one more dimension in front, and ``spectrum`` may
+            also be a sequence of one per matrix.
 
     Attributes:
         left: Reflectors of U, shape ``(k_u, m)``, used from the diagonal on.
@@ -61,7 +67,14 @@ class SVDWeight(nn.Module):
         >>> sigma = torch.linalg.svdvals(weight.to_dense())
         >>> bool(((sigma > 0.98) & (sigma < 1.02)).all())
         True
+        >>> SVDWeight(3, 5, num_blocks=4).to_dense().shape
+        torch.Size([4, 3, 5])
     """
+
+    left: nn.Parameter
+    right: nn.Parameter
+    raw_singular_values: nn.Parameter | None
+    signs: Tensor
 
     def __init__(
         self,
@@ -69,49 +82,62 @@ class SVDWeight(nn.Module):
         in_features: int,
         *,
         num_reflectors: int | Sequence[int] | None = None,
-        spectrum: Spectrum | None = None,
+        spectrum: Spectrum | Sequence[Spectrum] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         init: str = "haar",
+        num_blocks: int | None = None,
     ) -> None:
         super().__init__()
         check_integer("out_features", out_features, 1)
         check_integer("in_features", in_features, 1)
+        if num_blocks is not None:
+            check_integer("num_blocks", num_blocks, 1)
         check_choice("init", init, INITIALIZERS)
         self.out_features, self.in_features = out_features, in_features
         self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
-        self.spectrum = resolve_spectrum(spectrum)
-        self.init = init
+        self.spectrum = resolve_spectrum(spectrum, num_blocks)
+        self.init, self.num_blocks = init, num_blocks
         k_u, k_v = self.num_reflectors
         p = min(out_features, in_features)
-        options = {"device": device, "dtype": dtype}
+        batch = () if num_blocks is None else (num_blocks,)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         check_floating("dtype", torch.empty(0, **options))
-        self.left = nn.Parameter(torch.empty(k_u, out_features, **options))
-        raw = nn.Parameter(torch.empty(p, **options)) if self.spectrum.trainable else None
+        self.left = nn.Parameter(torch.empty(*batch, k_u, out_features, **options))
+        raw = nn.Parameter(torch.empty(*batch, p, **options)) if self.spectrum.trainable else None
         self.register_parameter("raw_singular_values", raw)
-        self.right = nn.Parameter(torch.empty(k_v, in_features, **options))
-        self.register_buffer("signs", torch.empty(p, **options))
+        self.right = nn.Parameter(torch.empty(*batch, k_v, in_features, **options))
+        self.register_buffer("signs", torch.empty(*batch, p, **options))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """Draws reflectors by ``init`` and sets σ to the initial value of the spectrum."""
         reset_reflectors_(self.left, self.right, self.init, generator)
-        if self.raw_singular_values is not None:
-            # On the CPU even where torch.device("meta") is the default, since a value is needed.
-            initial = torch.tensor([self.spectrum.initial], dtype=torch.float64, device="cpu")
-            self.raw_singular_values.fill_(self.spectrum.inverse(initial).item())
+        raw = self.raw_singular_values
+        if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
+            for spectrum, row in zip(self.spectrum, raw, strict=True):
+                row.fill_(_initial_raw(spectrum))
+        elif isinstance(self.spectrum, Spectrum) and raw is not None:
+            raw.fill_(_initial_raw(self.spectrum))
         self.signs.fill_(1)
 
     def extra_repr(self) -> str:
+        blocks = "" if self.num_blocks is None else f", num_blocks={self.num_blocks}"
         return (
             f"out_features={self.out_features}, in_features={self.in_features}, "
-            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}"
+            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}{blocks}"
         )
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, n), or (num_blocks, m, n)."""
+        blocks = () if self.num_blocks is None else (self.num_blocks,)
+        return (*blocks, self.out_features, self.in_features)
+
+    @property
     def singular_values(self) -> Tensor:
-        """σ of shape (p,), unsorted and differentiable, float32 at least."""
+        """σ of shape ([num_blocks,] p), unsorted and differentiable, float32 at least."""
         return spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
 
     @property
@@ -122,11 +148,15 @@ class SVDWeight(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """W x for every vector along the last dimension, (..., n) -> (..., m), dtype of x."""
+        """W x for every vector along the last dimension, (..., n) -> (..., m), dtype of x.
+
+        With blocks as ``torch.matmul(x, W.mT)``: (B, n) or (num_blocks, B, n) gives
+        (num_blocks, B, m).
+        """
         return self.factors.apply(x)
 
     def to_dense(self) -> Tensor:
-        """W of shape (m, n), differentiable, float32 at least."""
+        """W of shape ([num_blocks,] m, n), differentiable, float32 at least."""
         return self.factors.to_dense()
 
     @torch.no_grad()
@@ -134,7 +164,7 @@ class SVDWeight(nn.Module):
         """Sets the parameters so that W is a given matrix.
 
         Args:
-            w: The matrix, shape ``(m, n)``.
+            w: The matrix, shape ``(m, n)``, or ``(num_blocks, m, n)``.
             out_of_bounds: "raise", or "clip" to move singular values into the bounds of the
                 spectrum, a thousandth of its width inside, where the spectrum still has a slope.
 
@@ -147,16 +177,14 @@ class SVDWeight(nn.Module):
                 few reflectors for this matrix (a general one needs all). Nothing is changed then.
         """
         for name, tensor in self.dense_state(w, out_of_bounds).items():
-            getattr(self, name).copy_(tensor)
+            assign_(getattr(self, name), tensor)
         return self
 
     def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
         """What :meth:`set_dense_` sets, by the names of the state dict."""
         check_floating("w", w)
-        if tuple(w.shape) != (self.out_features, self.in_features):
-            raise ValueError(
-                f"w must have shape {(self.out_features, self.in_features)}, got {tuple(w.shape)}"
-            )
+        if tuple(w.shape) != self.shape:
+            raise ValueError(f"w must have shape {self.shape}, got {tuple(w.shape)}")
         values = parameters_from_dense(
             w.to(self.left.device), self.spectrum, self.num_reflectors, out_of_bounds
         )
@@ -168,10 +196,19 @@ class SVDWeight(nn.Module):
         }
 
 
-def resolve_spectrum(spectrum: Spectrum | None) -> Spectrum:
-    """The default for None; TypeError for anything but a spectrum."""
+def resolve_spectrum(
+    spectrum: Spectrum | Sequence[Spectrum] | None, num_blocks: int | None = None
+) -> Spectrum | StackedSpectrum:
+    """The default for None; TypeError for anything but a spectrum, or one for each block."""
     if spectrum is None:
         return SigmoidSpectrum()
+    if num_blocks is not None and isinstance(spectrum, Sequence | StackedSpectrum):
+        stacked = StackedSpectrum(tuple(spectrum))
+        if len(stacked) != num_blocks:
+            raise ValueError(
+                f"spectrum must be one Spectrum or {num_blocks}, one per matrix, got {len(stacked)}"
+            )
+        return stacked
     if not isinstance(spectrum, Spectrum):
         raise TypeError(
             "spectrum must be a Spectrum such as SigmoidSpectrum(center=1.0, margin=0.01), "
@@ -184,26 +221,41 @@ def reset_reflectors_(
     left: Tensor, right: Tensor, init: str, generator: Generator | None = None
 ) -> None:
     """Draws reflectors by the initialiser called ``init``."""
-    if init == "haar":
+    if is_sharded(left):
+        whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (left, right)]
+        reset_reflectors_(whole[0], whole[1], init, generator)
+        assign_(left, whole[0])
+        assign_(right, whole[1])
+    elif init == "haar":
         reflector_init.haar_(left, generator=generator)
         reflector_init.haar_(right, generator=generator)
     else:
         getattr(reflector_init, f"{init}_")(left, right, generator=generator)
 
 
-def spectrum_values(spectrum: Spectrum, raw: Tensor | None, signs: Tensor) -> Tensor:
+def _initial_raw(spectrum: Spectrum) -> float:
+    # On the CPU even where torch.device("meta") is the default, since a value is needed.
+    initial = torch.tensor([spectrum.initial], dtype=torch.float64, device="cpu")
+    return spectrum.inverse(initial).item()
+
+
+def spectrum_values(
+    spectrum: Spectrum | StackedSpectrum, raw: Tensor | None, signs: Tensor
+) -> Tensor:
     """σ of the raw values, or of a spectrum without any in the shape of ``signs``."""
-    return spectrum(torch.zeros_like(signs) if raw is None else raw)
+    return spectrum(torch.zeros_like(signs) if raw is None else gathered(raw))
 
 
 @torch.no_grad()
 def parameters_from_dense(
     w: Tensor,
-    spectrum: Spectrum,
+    spectrum: Spectrum | StackedSpectrum,
     num_reflectors: tuple[int, int],
     out_of_bounds: str = "raise",
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """left, raw singular values (None where there are none), right and signs of dense matrices."""
+    if isinstance(spectrum, StackedSpectrum):
+        return _parameters_of_each(w, spectrum, num_reflectors, out_of_bounds)
     lower, upper = spectrum.bounds
     left, sigma, right, signs = factor_dense(
         w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds
@@ -219,3 +271,19 @@ def parameters_from_dense(
         inset = torch.finfo(sigma.dtype).eps * max(finite, default=0.0)
     inside = sigma.double().clamp(lower + inset, upper - inset)
     return left, spectrum.inverse(inside).to(sigma.dtype), right, signs
+
+
+def _parameters_of_each(
+    w: Tensor, stacked: StackedSpectrum, num_reflectors: tuple[int, int], out_of_bounds: str
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    parts = []
+    for index, (spectrum, block) in enumerate(zip(stacked, w, strict=True)):
+        try:
+            parts.append(parameters_from_dense(block, spectrum, num_reflectors, out_of_bounds))
+        except ValueError as error:
+            raise type(error)(f"matrix {index}: {error}") from error
+    left, raws, right, signs = zip(*parts, strict=True)
+    # Rows without effect, see StackedSpectrum.
+    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raws, signs, strict=True)]
+    raw = torch.stack(rows) if stacked.trainable else None
+    return torch.stack(left), raw, torch.stack(right), torch.stack(signs)

@@ -399,3 +399,19 @@ BAD_ORTHOGONAL = [
 def test_recovery_names_the_bad_argument(error, match, q):
     with pytest.raises(error, match=match):
         reflectors_from_orthogonal(q)
+
+
+@pytest.mark.parametrize("triangular", [False, True])
+def test_exports_with_any_number_of_vectors(triangular):
+    class Apply(torch.nn.Module):
+        def forward(self, x, reflectors):
+            return apply_reflectors(x, reflectors, triangular=triangular)
+
+    v = torch.randn(4, 6)
+    count = torch.export.Dim("count", min=2, max=4096)
+    example = (torch.randn(3, 6), v)
+    program = torch.export.export(Apply(), example, dynamic_shapes=({0: count}, None)).module()
+    for size in (2, 1000):
+        x = torch.randn(size, 6)
+        expected = reference.apply_reflectors(x, v.triu() if triangular else v)
+        torch.testing.assert_close(program(x, v), expected, rtol=0, atol=1e-13)

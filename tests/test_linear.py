@@ -7,10 +7,16 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from spectral_triton import reference
 from spectral_triton.linear import SVDLinear
-from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
+from spectral_triton.spectrum import (
+    FixedSpectrum,
+    SigmoidSpectrum,
+    SignedSpectrum,
+    SoftplusSpectrum,
+)
 
 
 def dense(layer):
@@ -288,3 +294,74 @@ def test_in_place_activation_may_follow(bias):
     torch.relu_(layer(x)).sum().backward()
     expected = torch.autograd.grad(torch.relu(layer(x)).sum(), x)[0]
     torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("spectrum", [None, SignedSpectrum(2.0)])
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 50)])
+def test_inverse(bias, spectrum, shape):
+    layer = SVDLinear(6, 6, bias, spectrum=spectrum)
+    with torch.no_grad():
+        layer.svd.raw_singular_values.normal_()
+    y = torch.randn(*shape, 6, requires_grad=True)
+    shifted = y if layer.bias is None else y - layer.bias
+    expected = torch.linalg.solve(dense(layer), shifted.unsqueeze(-1)).squeeze(-1)
+    x = layer.inverse(y)
+    torch.testing.assert_close(x, expected, rtol=1e-9, atol=1e-11)
+    gradients = [torch.autograd.grad(out.pow(3).sum(), y)[0] for out in (x, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
+
+
+def test_logabsdet():
+    layer = SVDLinear(5, 5, spectrum=SoftplusSpectrum())
+    with torch.no_grad():
+        layer.svd.raw_singular_values.normal_()
+    torch.testing.assert_close(layer.logabsdet(), torch.linalg.slogdet(dense(layer)).logabsdet)
+    layer.logabsdet().backward()
+    assert (layer.svd.raw_singular_values.grad > 0).all()
+    assert layer.svd.left.grad is None
+
+
+def test_inverse_in_half_precision_is_rounded_once():
+    layer = SVDLinear(16, 16).bfloat16()
+    y = torch.randn(7, 16).bfloat16()
+    exact = torch.linalg.solve(dense(layer), (y.double() - layer.bias.double()).mT).mT
+    x = layer.inverse(y)
+    assert x.dtype == torch.bfloat16
+    assert ((x.double() - exact).abs() <= exact.abs() * 2**-8 * 1.01 + 1e-5).all()
+
+
+def test_what_has_no_inverse():
+    with pytest.raises(ValueError, match="inverse needs a square weight, got in_features = 3 and"):
+        SVDLinear(3, 4).inverse(torch.ones(4))
+    with pytest.raises(ValueError, match="slogdet needs a square matrix"):
+        SVDLinear(3, 4).logabsdet()
+    layer = SVDLinear(3, 3, spectrum=SigmoidSpectrum(0, 1))
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        layer.inverse(torch.ones(3))
+    with pytest.raises(ValueError, match=r"out_features = 3, got \(4,\)"):
+        layer.inverse(torch.ones(4))
+    with pytest.raises(TypeError, match=r"y must be .*int64"):
+        layer.inverse(torch.ones(3).long())
+
+
+# W is formed, or its factors are applied.
+@pytest.mark.parametrize(("out_features", "num_reflectors"), [(6, None), (6, 3), (60, 1)])
+def test_exports_with_any_batch(out_features, num_reflectors):
+    layer = SVDLinear(8, out_features, num_reflectors=num_reflectors)
+    sizes = torch.export.Dim("batch", min=2, max=4096)
+    example = (torch.randn(4, 8),)
+    program = torch.export.export(layer, example, dynamic_shapes=({0: sizes},)).module()
+    for size in (2, 9, 3000):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(program(x), layer(x), rtol=0, atol=1e-13)
+
+
+def test_compiles_once_for_each_side_of_the_rule():
+    torch._dynamo.reset()
+    layer, counter = SVDLinear(8, 6), CompileCounter()
+    compiled = torch.compile(layer, backend=counter, dynamic=True, fullgraph=True)
+    for size in (2, 3, 5, 8, 50, 51, 3000):
+        x = torch.randn(size, 8)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-13)
+    assert counter.frame_count == 2

@@ -4,8 +4,11 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ import spectral_triton
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
     "spectral_triton": "tests",
+    "spectral_triton/analysis": "tests/analysis",
     "spectral_triton/experiments": "tests/experiments",
     "kernels": "tests/kernels",
 }
@@ -28,9 +32,15 @@ MODULES = [
 NAMES = (
     "FixedSpectrum",
     "HouseholderSVD",
+    "SVDConv1d",
+    "SVDConv2d",
     "SVDLinear",
     "SigmoidSpectrum",
     "SoftplusSpectrum",
+    "SpectralGRU",
+    "SpectralGRUCell",
+    "SpectralLSTM",
+    "SpectralLSTMCell",
     "SpectralRNN",
     "SpectralRNNCell",
     "apply_reflectors",
@@ -92,6 +102,61 @@ def test_every_package_is_listed(pyproject):
     assert (ROOT / "kernels/__init__.py").exists()
     assert (ROOT / "spectral_triton/py.typed").exists()
     assert settings["package-data"]["spectral_triton"] == ["py.typed"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with wheel and sdist, built by what pip calls, without the network."""
+    folder = tmp_path_factory.mktemp("build")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("spectral_triton", "kernels"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+from setuptools import build_meta
+print(build_meta.build_wheel("out"), build_meta.build_sdist("out"), sep="\\n")
+"""
+    python(code, folder)
+    return folder / "out"
+
+
+def test_wheel_holds_the_package_alone_and_works(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "target")
+    folders = {name.split("/")[0] for name in names}
+    assert folders == {
+        "spectral_triton",
+        f"spectral_triton-{spectral_triton.__version__}.dist-info",
+    }
+    modules = {
+        path.relative_to(ROOT).as_posix().replace("kernels/", "spectral_triton/kernels/", 1)
+        for folder in ("spectral_triton", "kernels")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert "spectral_triton/py.typed" in names
+    code = """
+import torch, spectral_triton, spectral_triton.kernels
+print(spectral_triton.__file__)
+print(spectral_triton.SVDLinear(3, 2)(torch.ones(3)).isfinite().all().item())
+"""
+    location, finite = python(code, tmp_path, PYTHONPATH=str(tmp_path / "target")).splitlines()
+    assert Path(location).is_relative_to(tmp_path / "target")
+    assert finite == "True"
+
+
+def test_sdist_can_be_built_again(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("spectral_triton", "kernels")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert sources | {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= names
 
 
 def test_one_version(pyproject):
@@ -201,18 +266,25 @@ def test_public_names_are_sorted_and_complete():
 
 def test_signatures_are_those_of_torch():
     for own, plain in (
+        (spectral_triton.SVDConv1d, nn.Conv1d),
+        (spectral_triton.SVDConv2d, nn.Conv2d),
         (spectral_triton.SVDLinear, nn.Linear),
         (spectral_triton.SpectralRNNCell, nn.RNNCell),
+        (spectral_triton.SpectralLSTMCell, nn.LSTMCell),
+        (spectral_triton.SpectralGRUCell, nn.GRUCell),
     ):
         theirs = list(inspect.signature(plain).parameters)
         assert list(inspect.signature(own).parameters)[: len(theirs)] == theirs
-    # nn.RNN itself takes (*args, **kwargs).
-    parameters = inspect.signature(spectral_triton.SpectralRNN).parameters.values()
-    positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
-    assert " ".join(positional) == (
-        "input_size hidden_size num_layers nonlinearity bias batch_first dropout bidirectional "
-        "device dtype"
-    )
+    # nn.RNN, nn.LSTM and nn.GRU themselves take (*args, **kwargs).
+    shared = "num_layers bias batch_first dropout bidirectional device dtype"
+    for own, expected in (
+        (spectral_triton.SpectralRNN, shared.replace(" bias", " nonlinearity bias")),
+        (spectral_triton.SpectralLSTM, shared.replace(" device", " proj_size device")),
+        (spectral_triton.SpectralGRU, shared),
+    ):
+        parameters = inspect.signature(own).parameters.values()
+        positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
+        assert positional == ["input_size", "hidden_size", *expected.split()]
 
 
 def test_command_line_starts(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from spectral_triton.parametrizations import svd
+from spectral_triton.parametrizations import remove_svd, svd, svd_names
 from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
 
 # module, name of the tensor, blocks
@@ -286,3 +286,43 @@ def test_says_what_it_is():
     text = repr(svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4, num_reflectors=2))
     assert "num_reflectors=(2, 2), spectrum=SigmoidSpectrum(" in text
     assert "num_blocks=4" in text
+
+
+def test_remove_leaves_the_weight_and_all_copies_alone():
+    module = svd(svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4), "weight_ih_l0", num_blocks=4)
+    twin, x = copy.deepcopy(module), torch.randn(5, 2, 3)
+    expected = module(x)[0]
+    weight = twin.weight_hh_l0
+    assert svd_names(twin) == ["weight_hh_l0", "weight_ih_l0"]
+    remove_svd(twin, "weight_hh_l0")
+    assert svd_names(twin) == ["weight_ih_l0"]
+    assert isinstance(twin.weight_hh_l0, nn.Parameter)
+    assert torch.equal(twin.weight_hh_l0, weight)
+    torch.testing.assert_close(twin(x)[0], expected, rtol=0, atol=1e-14)
+    remove_svd(twin, "weight_ih_l0")
+    assert type(twin) is nn.LSTM
+    assert not twin._forward_hooks
+    torch.testing.assert_close(twin(x)[0], expected, rtol=0, atol=1e-14)
+    assert torch.equal(module(x)[0], expected)
+    assert svd_names(module) == ["weight_hh_l0", "weight_ih_l0"]
+
+
+def test_remove_keeps_frozen_weights_and_buffers_what_they_are():
+    layer = svd(nn.Linear(3, 3)).requires_grad_(False)
+    remove_svd(layer)
+    assert isinstance(layer.weight, nn.Parameter)
+    assert not layer.weight.requires_grad
+    holder = nn.Module()
+    holder.register_buffer("weight", torch.eye(3))
+    remove_svd(svd(holder))
+    assert list(dict(holder.named_buffers())) == ["weight"]
+    assert not list(holder.parameters())
+
+
+def test_remove_names_what_it_cannot():
+    with pytest.raises(ValueError, match=r"name must be a tensor in SVD form .* got 'weight'"):
+        remove_svd(nn.Linear(2, 2))
+    layer = nn.utils.parametrizations.spectral_norm(svd(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="weight has further parametrizations, SpectralNorm"):
+        remove_svd(layer)
+    assert parametrize.is_parametrized(layer, "weight")

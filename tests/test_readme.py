@@ -1,16 +1,40 @@
-"""The examples of the README run as they stand, one after another."""
+"""The examples of README and documentation run as they stand, one after another on each page."""
 
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def examples(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if examples(p)], ids=lambda page: page.name)
+def test_examples_of_a_page_run(page):
+    torch.set_default_dtype(torch.float32)
+    names: dict[str, object] = {}
+    for block in examples(page):
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_every_page_of_a_task_has_examples_and_is_listed():
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert page.stem == "index" or f"\n{page.stem}\n" in index
+        text = page.read_text(encoding="utf-8")
+        if page.stem not in ("index", "mathematics", "reference"):
+            assert examples(page) or "literalinclude" in text
 
 
 def test_examples_run():
     torch.set_default_dtype(torch.float32)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = examples(README)
     assert len(blocks) >= 4
     names: dict[str, object] = {}
     for index, block in enumerate(blocks):

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from spectral_triton import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum, SpectralRNN
@@ -373,3 +374,24 @@ def test_orthogonal_spectrum_has_no_singular_parameters():
     assert not any("singular" in name for name, _ in own.named_parameters())
     randomize(own)
     close(own.weight_hh_l0 @ own.weight_hh_l0.mT, torch.eye(3))
+
+
+@pytest.mark.parametrize("num_reflectors", [None, 3])
+def test_exports_with_any_length_and_batch(num_reflectors):
+    rnn = SpectralRNN(2, 100, num_reflectors=num_reflectors)
+    time, batch = (torch.export.Dim(name, min=2, max=1000) for name in ("time", "batch"))
+    example = (torch.randn(4, 3, 2),)
+    program = torch.export.export(rnn, example, dynamic_shapes=({0: time, 1: batch},)).module()
+    for shape in ((2, 2), (30, 7)):
+        x = torch.randn(*shape, 2)
+        torch.testing.assert_close(program(x), rnn(x), rtol=0, atol=1e-12)
+
+
+def test_compiles_once_for_all_lengths_and_batches():
+    torch._dynamo.reset()
+    rnn, counter = SpectralRNN(2, 100, num_reflectors=3), CompileCounter()
+    compiled = torch.compile(rnn, backend=counter, dynamic=True, fullgraph=True)
+    for shape in ((4, 3), (2, 2), (9, 5), (30, 7)):
+        x = torch.randn(*shape, 2)
+        torch.testing.assert_close(compiled(x), rnn(x), rtol=0, atol=1e-12)
+    assert counter.frame_count == 1

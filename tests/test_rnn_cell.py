@@ -158,3 +158,29 @@ BAD_OPTIONS = [
 def test_bad_options_are_named(error, match, arguments, options):
     with pytest.raises(error, match=match):
         SpectralRNNCell(*arguments, **options)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_to_and_from_torch(nonlinearity, bias):
+    plain = nn.RNNCell(2, 4, bias, nonlinearity).eval()
+    own = SpectralRNNCell.from_rnn_cell(plain, spectrum=SoftplusSpectrum())
+    back = own.to_rnn_cell()
+    assert type(back) is nn.RNNCell
+    assert not own.training
+    assert not back.training
+    assert back.weight_ih is not own.weight_ih
+    x, h = torch.randn(3, 2), torch.randn(3, 4)
+    for cell in (own, back):
+        close(cell(x, h), plain(x, h))
+
+
+def test_what_does_not_convert():
+    with pytest.raises(ValueError, match=r"tanh and relu, not 'identity'"):
+        SpectralRNNCell(2, 2, nonlinearity="identity").to_rnn_cell()
+    with pytest.raises(ValueError, match=r"outside the bounds"):
+        SpectralRNNCell.from_rnn_cell(nn.RNNCell(2, 3))
+    clipped = SpectralRNNCell.from_rnn_cell(nn.RNNCell(2, 3), out_of_bounds="clip")
+    assert ((clipped.singular_values - 1).abs() <= 0.01).all()
+    with pytest.raises(TypeError, match=r"cell must be .*got GRUCell"):
+        SpectralRNNCell.from_rnn_cell(nn.GRUCell(2, 3))

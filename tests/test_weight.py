@@ -281,6 +281,23 @@ def test_spectrum_of_ones_own():
         (lambda: SVDWeight(3, 5, num_reflectors=-1), ValueError, "num_reflectors .* got -1"),
         (lambda: SVDWeight(3, 3, spectrum=0.1), TypeError, r"spectrum must be .* got 0\.1"),
         (lambda: SVDWeight(3, 3, dtype=torch.complex64), TypeError, r"dtype must be .*complex64"),
+        (lambda: SVDWeight(3, 3, spectrum=[FixedSpectrum()]), TypeError, "spectrum must be a Spec"),
+        (
+            lambda: SVDWeight(3, 3, spectrum=[FixedSpectrum()] * 3, num_blocks=2),
+            ValueError,
+            "spectrum must be one Spectrum or 2, one per matrix, got 3",
+        ),
+        (lambda: SVDWeight(3, 3, num_blocks=0), ValueError, "num_blocks must be at least 1, got 0"),
+        (
+            lambda: SVDWeight(3, 3, num_blocks=2.0),
+            TypeError,
+            r"num_blocks must be an int, got 2\.0",
+        ),
+        (
+            lambda: SVDWeight(3, 3, num_blocks=2).set_dense_(torch.eye(3)),
+            ValueError,
+            r"w must have shape \(2, 3, 3\), got \(3, 3\)",
+        ),
         (lambda: SVDWeight(3, 3, init="orthogonal"), ValueError, "init must .* got 'orthogonal'"),
         (lambda: SVDWeight(3, 3).set_dense_(torch.ones(3, 2)), ValueError, r"w .*\(3, 2\)"),
         (lambda: SVDWeight(3, 3).set_dense_(torch.ones(3, 3).long()), TypeError, r"w .*int64"),
@@ -292,9 +309,120 @@ def test_bad_input_is_named(call, error, message):
         call()
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("spectrum", SPECTRA, ids=repr)
+def test_blocks_have_factors_of_their_own(size, spectrum):
+    m, n, num_reflectors = size
+    options = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+    stacked = SVDWeight(m, n, num_blocks=3, **options)
+    with torch.no_grad():
+        for parameter in stacked.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+        stacked.signs[1] = -1
+    state = stacked.state_dict()
+    alone = []
+    for block in range(3):
+        weight = SVDWeight(m, n, **options)
+        weight.load_state_dict({name: tensor[block] for name, tensor in state.items()})
+        alone.append(weight)
+    w = stacked.to_dense()
+    assert w.shape == stacked.shape == (3, m, n)
+    expected = torch.stack([weight.to_dense() for weight in alone])
+    torch.testing.assert_close(w, expected, rtol=0, atol=1e-13)
+    sigma = torch.stack([weight.singular_values for weight in alone])
+    assert torch.equal(stacked.singular_values, sigma)
+    x = torch.randn(4, n)
+    torch.testing.assert_close(stacked(x), x @ w.mT, rtol=0, atol=1e-12)
+    of_stacked = torch.autograd.grad(w.pow(3).sum(), list(stacked.parameters()))
+    for (name, _), actual in zip(stacked.named_parameters(), of_stacked, strict=True):
+        for block, weight in enumerate(alone):
+            (expected,) = torch.autograd.grad(
+                weight.to_dense().pow(3).sum(), weight.get_parameter(name)
+            )
+            torch.testing.assert_close(actual[block], expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("init", INITIALIZERS)
+def test_blocks_start_as_one_matrix_does(init):
+    options = {"num_blocks": 3, "init": init, "spectrum": FixedSpectrum()}
+    weight = SVDWeight(6, 5, **options)
+    w = weight.to_dense()
+    torch.testing.assert_close(w.mT @ w, torch.eye(5).expand(3, 5, 5), rtol=0, atol=1e-14)
+    if init == "identity":
+        torch.testing.assert_close(w, torch.eye(6, 5).expand(3, 6, 5), rtol=0, atol=1e-14)
+    else:
+        assert (w[0] - w[1]).abs().max() > 0.1
+        assert (w[1] - w[2]).abs().max() > 0.1
+    assert (weight.left[0] != weight.left[1]).any()
+    few = SVDWeight(6, 5, num_reflectors=(1, 2), **options).to_dense()
+    torch.testing.assert_close(few.mT @ few, torch.eye(5).expand(3, 5, 5), rtol=0, atol=1e-14)
+
+
+def test_blocks_take_dense_matrices():
+    w = torch.randn(2, 4, 6)
+    wide = SVDWeight(4, 6, spectrum=SoftplusSpectrum(), num_blocks=2)
+    torch.testing.assert_close(wide.set_dense_(w).to_dense(), w, rtol=0, atol=1e-13)
+    clipped = SVDWeight(4, 6, num_blocks=2).set_dense_(w, "clip")
+    u, sigma, vh = torch.linalg.svd(w, full_matrices=False)
+    nearest = (u * sigma.clamp(0.99, 1.01).unsqueeze(-2)) @ vh
+    assert (torch.linalg.matrix_norm(clipped.to_dense() - nearest, 2) <= 2.0001e-5).all()
+    before = copy.deepcopy(clipped.state_dict())
+    one_outside = torch.stack((torch.eye(4, 6), 2 * torch.eye(4, 6)))
+    with pytest.raises(ValueError, match=r"from 1 to 2, outside the bounds"):
+        clipped.set_dense_(one_outside)
+    assert all(torch.equal(before[name], value) for name, value in clipped.state_dict().items())
+
+
+def test_every_block_may_have_its_spectrum():
+    spectra = [SigmoidSpectrum(0.5, 0.1), FixedSpectrum(2.0), SoftplusSpectrum(0.5)]
+    weight = SVDWeight(4, 3, spectrum=spectra, num_blocks=3)
+    starts = torch.tensor([0.5, 2.0, 1.5])
+    norms = torch.linalg.svdvals(weight.to_dense())
+    torch.testing.assert_close(norms, starts.unsqueeze(-1).expand(3, 3))
+    with torch.no_grad():
+        weight.raw_singular_values.copy_(10 * torch.randn(3, 3))
+    sigma = torch.linalg.svdvals(weight.to_dense())
+    assert ((sigma[0] - 0.5).abs() <= 0.1 + 1e-14).all()
+    torch.testing.assert_close(sigma[1], torch.full((3,), 2.0))
+    assert (sigma[2] >= 0.5 - 1e-14).all()
+    w = weight.to_dense().detach()
+    again = SVDWeight(4, 3, spectrum=spectra, num_blocks=3).set_dense_(w)
+    torch.testing.assert_close(again.to_dense(), w, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"matrix 1: .* outside the bounds \(2\.0, 2\.0\)"):
+        weight.set_dense_(w[[0, 2, 2]])
+    clipped = weight.set_dense_(torch.randn(3, 4, 3), "clip").to_dense()
+    torch.testing.assert_close(torch.linalg.svdvals(clipped[1]), torch.full((3,), 2.0))
+    assert "spectrum=[SigmoidSpectrum(center=0.5, margin=0.1, scale=1.0), Fixed" in repr(weight)
+    fixed = SVDWeight(3, 3, spectrum=[FixedSpectrum(1.0), FixedSpectrum(3.0)], num_blocks=2)
+    assert fixed.raw_singular_values is None
+    norms = torch.linalg.matrix_norm(fixed.set_dense_(torch.randn(2, 3, 3), "clip").to_dense(), 2)
+    torch.testing.assert_close(norms, torch.tensor([1.0, 3.0]))
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA, ids=repr)
+def test_blocks_live_as_one_matrix_does(spectrum):
+    weight = SVDWeight(4, 3, spectrum=spectrum, num_blocks=2, device="meta")
+    assert weight.to_dense().shape == (2, 4, 3)
+    weight = weight.to_empty(device="cpu")
+    weight.reset_parameters(torch.Generator().manual_seed(5))
+    expected = torch.full((2, 3), spectrum.initial)
+    torch.testing.assert_close(torch.linalg.svdvals(weight.to_dense()), expected)
+    same = SVDWeight(4, 3, spectrum=spectrum, num_blocks=2)
+    same.reset_parameters(torch.Generator().manual_seed(5))
+    for other in (same, copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert torch.equal(other.to_dense(), weight.to_dense())
+    half = weight.bfloat16()
+    w = half.to_dense()
+    assert w.dtype == torch.float32
+    error = (torch.linalg.svdvals(w.double()) - half.singular_values.double()).abs()
+    assert error.max() <= 2e-6
+
+
 def test_says_what_it_is():
     text = repr(SVDWeight(3, 5, num_reflectors=(1, 2)))
     assert text == (
         "SVDWeight(out_features=3, in_features=5, num_reflectors=(1, 2), "
         "spectrum=SigmoidSpectrum(center=1.0, margin=0.01, scale=1.0))"
     )
+    text = repr(SVDWeight(3, 5, spectrum=FixedSpectrum(), num_blocks=2))
+    assert text.endswith("spectrum=FixedSpectrum(value=1.0), num_blocks=2)")

@@ -12,7 +12,7 @@ import torch
 
 from spectral_triton.experiments.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

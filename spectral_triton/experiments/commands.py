@@ -162,7 +162,8 @@ def train(
 ) -> None:
     """Train one or several models on TASK, and draw what happened.
 
-    Settings that are not given are those of the task.
+    Settings that are not given are those of the task. Under torchrun the processes share each
+    batch: torchrun --nproc_per_node=2 -m spectral_triton train TASK.
     """
     require_packages()
     from spectral_triton.experiments.errors import ExperimentError
@@ -223,15 +224,18 @@ def _run(
     from rich.console import Console
 
     from spectral_triton.experiments.comparison import Comparison
+    from spectral_triton.experiments.processes import joined
     from spectral_triton.experiments.progress import ProgressReport, summary_table
     from spectral_triton.experiments.storage import DataFolder
 
-    console = Console()
-    data = DataFolder(data_dir, download=download, mirror=mirror)
-    comparison = Comparison(configs, output, data, resume=resume)
-    with ProgressReport(console, quiet=quiet) as report:
-        report.note(f"{configs[0].title} → {output}")
-        metric, summaries = comparison.run(report)
+    with joined(configs[0].device) as processes:
+        console = Console(quiet=not processes.is_main)
+        output = processes.agreed(output)
+        data = DataFolder(data_dir, download=download, mirror=mirror)
+        comparison = Comparison(configs, output, data, resume=resume)
+        with ProgressReport(console, quiet=quiet or not processes.is_main) as report:
+            report.note(f"{configs[0].title} → {output}")
+            metric, summaries = comparison.run(report)
     console.print(summary_table(configs[0].title, metric, summaries))
     console.print(f"Pictures, metrics and checkpoints: {output}", soft_wrap=True, highlight=False)
 

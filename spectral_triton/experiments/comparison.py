@@ -12,6 +12,7 @@ from spectral_triton.experiments import plots
 from spectral_triton.experiments.checkpoint import write_atomically
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.processes import Processes
 from spectral_triton.experiments.progress import ProgressReport, summary_table
 from spectral_triton.experiments.run_folder import RunFolder
 from spectral_triton.experiments.storage import DataFolder
@@ -38,8 +39,11 @@ class Comparison:
         self, configs: Sequence[RunConfig], output: Path, data: DataFolder, *, resume: bool = False
     ) -> None:
         self.configs, self.output, self.data = configs, output, data
-        self._check_output()
         self.folders = [RunFolder(output / config.label) for config in configs]
+        self.writes = Processes.current().is_main
+        if not self.writes:
+            return
+        self._check_output()
         for config, folder in zip(configs, self.folders, strict=True):
             folder.check(config, resume=resume)
 
@@ -71,10 +75,12 @@ class Comparison:
             task = config.build_task(self.data)
             metric = task.metric
             summaries.append(Training(config, task, folder, report).run())
-            draw_run(config, metric, folder)
+            if self.writes:
+                draw_run(config, metric, folder)
         assert metric is not None
-        self.draw(metric)
-        self._write_table(metric, summaries)
+        if self.writes:
+            self.draw(metric)
+            self._write_table(metric, summaries)
         return metric, summaries
 
     def draw(self, metric: Metric) -> None:
@@ -94,9 +100,9 @@ class Comparison:
                 norms = flow["end"]["norms"]
                 flows[config.model] = {"norms": norms, "color": plots.COLORS[config.model]}
         title = self.configs[0].title
-        comparison, flow = (self.output / name for name in PICTURES)
+        comparison, gradients = (self.output / name for name in PICTURES)
         plots.comparison(comparison, title, metric, curves, split)
-        plots.gradient_flow(flow, f"{title}: gradients after training", flows)
+        plots.gradient_flow(gradients, f"{title}: gradients after training", flows)
 
     def _write_table(self, metric: Metric, summaries: Sequence[dict[str, Any]]) -> None:
         table = summary_table(self.configs[0].title, metric, summaries)

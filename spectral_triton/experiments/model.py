@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,8 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def singular_values(self) -> Tensor | None:
         """Those of the first layer's transition matrix, falling; None where gates have several."""
-        if hasattr(self.encoder, "singular_values"):
-            values = self.encoder.singular_values(layer=0)
+        if callable(own := getattr(self.encoder, "singular_values", None)):
+            values = own(layer=0)
         elif isinstance(self.encoder, nn.RNN):
             values = torch.linalg.svdvals(self.encoder.weight_hh_l0)
         else:
@@ -107,7 +107,7 @@ def build_model(
     ReLU network that begins at the identity, ``lstm`` and ``gru`` torch's with an open forget or
     closed update gate.
     """
-    factory = {"device": device, "dtype": dtype}
+    factory: dict[str, Any] = {"device": device, "dtype": dtype}
     input_size, embedding = task.input_size, None
     if task.reads_tokens:
         input_size = settings.hidden_size
@@ -144,7 +144,9 @@ def _build_encoder(name: str, settings: Settings, input_size: int, factory: dict
 def _build_spectral(
     name: str, settings: Settings, sizes: tuple[int, int], common: dict
 ) -> nn.Module:
-    from spectral_triton import FixedSpectrum, SigmoidSpectrum, SpectralRNN
+    from spectral_triton import FixedSpectrum, SigmoidSpectrum, SpectralRNN, Spectrum
+
+    spectrum: Spectrum
 
     if name == "orthogonal":
         spectrum = FixedSpectrum(1.0)
@@ -199,6 +201,11 @@ def detach_state(state: State) -> State:
     if isinstance(state, tuple):
         return state[0].detach(), state[1].detach()
     return None if state is None else state.detach()
+
+
+def as_tensors(state: State) -> list[Tensor]:
+    """The tensors of a state, none where there is none."""
+    return [] if state is None else list(state) if isinstance(state, tuple) else [state]
 
 
 def lipschitz_bound(name: str, settings: Settings) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -92,7 +92,7 @@ def summary_table(title: str, metric: Metric, summaries: Sequence[dict[str, Any]
         caption=f"{metric.baseline_label}: {metric.name} {metric.baseline:.4g}",
         caption_justify="left",
     )
-    for column, justify in (
+    columns: tuple[tuple[str, Literal["left", "right"]], ...] = (
         ("model", "left"),
         ("seed", "right"),
         ("params", "right"),
@@ -100,7 +100,8 @@ def summary_table(title: str, metric: Metric, summaries: Sequence[dict[str, Any]
         ("at step", "right"),
         ("ms/step", "right"),
         ("time", "right"),
-    ):
+    )
+    for column, justify in columns:
         table.add_column(column, justify=justify)
     best = (max if metric.higher_is_better else min)(s["test"][metric.name] for s in summaries)
     for summary in summaries:

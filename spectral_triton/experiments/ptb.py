@@ -132,6 +132,8 @@ class PennTreebank(Task):
     answers_every_step = True
     carries_state = True
 
+    steps_per_epoch: int
+
     def __init__(self, corpus: Corpus, batch_size: int, *, window: int) -> None:
         self.check_options({"window": window})
         self.corpus, self.window = corpus, window

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from spectral_triton.experiments.deep_mlp import DeepMLPStudy
 from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.gradient_study import GradientStudy
 from spectral_triton.experiments.model import MODELS
 from spectral_triton.experiments.reproduction import Reproduction
+from spectral_triton.experiments.sensitivity import Sensitivity
 from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Search, Study
+from spectral_triton.experiments.theory import Theory
 
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
 
@@ -166,7 +170,11 @@ STUDIES = (
     _archive(),
 )
 
-REPRODUCTIONS: dict[str, Reproduction] = {study.name: study for study in STUDIES}
+INVESTIGATIONS = (DeepMLPStudy(), GradientStudy(), Sensitivity(), Theory())
+
+REPRODUCTIONS: dict[str, Reproduction] = {
+    study.name: study for study in (*STUDIES, *INVESTIGATIONS)
+}
 """All of them by the name the command line knows them by, in the order in which ``all`` runs."""
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spectral_triton.experiments.checkpoint import write_atomically
+from spectral_triton.experiments.checkpoint import save_checkpoint, write_atomically
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import DataError, UsageError
 
@@ -119,6 +119,31 @@ class RunFolder:
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(path, lambda file: file.write(text.encode()))
 
+    def save_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
+        """Writes one of the folder's checkpoints atomically."""
+        save_checkpoint(path, content)
+
+    def unwritten(self) -> RunFolder:
+        """The same folder, only read: for all processes but one."""
+        return _Unwritten(self.path)
+
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """One of the folder's JSON files, None where it is not there."""
         return json.loads(path.read_text()) if path.is_file() else None
+
+
+class _Unwritten(RunFolder):
+    def open(self, config: RunConfig, *, metrics_bytes: int, step: int) -> None:
+        pass
+
+    def log(self, record: dict[str, Any]) -> None:
+        pass
+
+    def flush(self) -> int:
+        return 0
+
+    def write_json(self, path: Path, content: dict[str, Any]) -> None:
+        pass
+
+    def save_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
+        pass

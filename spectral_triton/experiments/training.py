@@ -8,19 +8,22 @@ from typing import Any, Protocol
 
 import torch
 
-from spectral_triton.experiments.checkpoint import load_checkpoint, save_checkpoint
+from spectral_triton.analysis.bounds import gradient_bound
+from spectral_triton.experiments.checkpoint import load_checkpoint
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import Interrupted, TrainingStopped
-from spectral_triton.experiments.gradient_flow import bound, gradient_norms
+from spectral_triton.experiments.gradient_flow import gradient_norms
 from spectral_triton.experiments.interruption import Interruption
 from spectral_triton.experiments.model import (
     State,
+    as_tensors,
     build_model,
     count_parameters,
     detach_state,
     lipschitz_bound,
 )
 from spectral_triton.experiments.optimizer import build_optimizer, set_rates
+from spectral_triton.experiments.processes import Processes
 from spectral_triton.experiments.run_folder import RunFolder
 from spectral_triton.experiments.task import Batch, Metric, Tally, Task
 
@@ -43,6 +46,9 @@ class Report(Protocol):
 class Training:
     """One run from its first step, or from its last checkpoint, to its summary.
 
+    The processes of an initialised process group share the run: each trains on its part of every
+    batch, and the main one writes.
+
     Args:
         config: What to run.
         task: Its data.
@@ -51,9 +57,12 @@ class Training:
     """
 
     def __init__(self, config: RunConfig, task: Task, folder: RunFolder, report: Report) -> None:
-        self.config, self.task, self.folder, self.report = config, task, folder, report
+        self.config, self.task, self.report = config, task, report
+        self.processes = Processes.current()
+        self.folder = folder if self.processes.is_main else folder.unwritten()
         self.settings = config.settings
-        self.device = torch.device(config.device)
+        self.processes.check_batch_size(self.settings.batch_size)
+        self.device = self.processes.device(config.device)
         self.total = self.settings.total_steps(task.steps_per_epoch)
         self.log_every = max(1, self.total // POINTS)
         torch.manual_seed(config.seed)
@@ -61,6 +70,10 @@ class Training:
             config.model, self.settings, task, device=self.device, dtype=config.torch_dtype
         )
         self.optimizer = build_optimizer(self.model, self.settings)
+        self.parallel = self.processes.parallel(self.model)
+        if self.processes.rank:
+            # Dropout differs between processes; what they start from does not.
+            torch.manual_seed(config.seed + self.processes.rank)
         self.step = 0
         self.state: State = None
         self.tally = Tally()
@@ -75,7 +88,7 @@ class Training:
             TrainingStopped: at a loss or gradient that is not finite.
             Interrupted: at Ctrl-C, after saving.
         """
-        finished = self.folder.read_json(self.folder.summary_file)
+        finished = self.processes.agreed(self.folder.read_json(self.folder.summary_file))
         if finished is not None:
             return finished
         try:
@@ -87,7 +100,7 @@ class Training:
             self.folder.close()
 
     def _begin(self) -> None:
-        started = self.folder.last.is_file()
+        started = self.processes.agreed(self.folder.last.is_file())
         metrics_bytes = self._restore(load_checkpoint(self.folder.last)) if started else 0
         self.folder.open(self.config, metrics_bytes=metrics_bytes, step=self.step)
         self.report.begin(self.config.label, self.total, self.step)
@@ -109,21 +122,24 @@ class Training:
                 self._evaluate()
                 self._save()
             self.report.advance(self.step, loss)
-            if interruption.requested and self.step < self.total:
+            if self.processes.any(interruption.requested) and self.step < self.total:
                 self._save()
                 raise Interrupted(f"stopped at step {self.step} of {self.total} and saved")
 
     def _train_step(self) -> float:
-        batch = self.task.train_batch(self.step).to(self.device)
+        batch, weight = self.processes.share(self.task, self.task.train_batch(self.step))
+        batch = batch.to(self.device)
         set_rates(self.optimizer, self.settings.rate_factor(self.step, self.total))
         state = None if batch.fresh else self.state
-        outputs, state = self.model(batch.inputs, state)
+        outputs, state = self.parallel(batch.inputs, state)
         self.state = detach_state(state) if self.task.carries_state else None
         loss = self.task.loss(outputs, batch.targets)
-        value = float(loss.detach())
+        tally = self.task.tally(loss.detach(), outputs.detach(), batch.targets)
+        tally = self.processes.total(tally, weight)
+        value = float(loss.detach()) if self.processes.size == 1 else tally.loss / tally.count
         self._require_finite("loss", value)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if weight == 1 else weight * loss).backward()
         self.gradient_norm = float(
             torch.nn.utils.clip_grad_norm_(
                 self.model.parameters(), self.settings.clip or float("inf")
@@ -131,7 +147,7 @@ class Training:
         )
         self._require_finite("norm of the gradient", self.gradient_norm)
         self.optimizer.step()
-        self.tally.add(self.task.tally(loss.detach(), outputs.detach(), batch.targets))
+        self.tally.add(tally)
         self.step += 1
         return value
 
@@ -171,19 +187,22 @@ class Training:
         self.report.evaluated(self.step, metric, value, split="validation")
         if metric.better(value, self.best):
             self.best, self.best_step = value, self.step
-            save_checkpoint(self.folder.best, {"model": self.model.state_dict(), "step": self.step})
+            content = {"model": self.model.state_dict(), "step": self.step}
+            self.folder.save_checkpoint(self.folder.best, content)
 
     @torch.no_grad()
     def _measure(self, split: str) -> dict[str, float]:
         self.model.eval()
         tally, state = Tally(), None
-        for batch in self.task.batches(split):
+        for batch in self.processes.batches(self.task, split):
             batch = batch.to(self.device)
             outputs, state = self.model(batch.inputs, None if batch.fresh else state)
             tally.add(
                 self.task.tally(self.task.loss(outputs, batch.targets), outputs, batch.targets)
             )
         self.model.train()
+        if not self.task.carries_state:
+            tally = self.processes.total(tally)
         return self.task.results(tally)
 
     def _log_singular_values(self) -> None:
@@ -204,7 +223,7 @@ class Training:
         record = {"norms": total}
         factor = lipschitz_bound(self.config.model, self.settings)
         if factor is not None:
-            record["bound"] = bound(direct, factor)
+            record["bound"] = gradient_bound(direct, factor)
         path = self.folder.gradient_flow_file
         kept = self.folder.read_json(path) if when != "start" else None
         self.folder.write_json(path, {**(kept or {}), when: record})
@@ -214,6 +233,7 @@ class Training:
         last_test = test = self._measure("test")
         tested_step = self.step
         if self.task.has_validation and self.best_step != self.step:
+            self.processes.gathered(None)  # the main process has written it
             best = load_checkpoint(self.folder.best, device=self.device)
             self.model.load_state_dict(best["model"])
             test, tested_step = self._measure("test"), self.best_step
@@ -234,21 +254,21 @@ class Training:
         return summary
 
     def _save(self) -> None:
-        state = self.state if isinstance(self.state, tuple) else (self.state,)
-        save_checkpoint(
+        state = as_tensors(self.state)
+        self.folder.save_checkpoint(
             self.folder.last,
             {
                 "metrics_bytes": self.folder.flush(),
                 "step": self.step,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "state": [] if self.state is None else list(state),
+                "state": self.processes.joined_states(state),
                 "tally": [self.tally.loss, self.tally.correct, self.tally.count],
                 "best": self.best,
                 "best_step": self.best_step,
                 "clock": [self.seconds, self.timed_steps],
-                "random": torch.get_rng_state(),
-                "cuda_random": (
+                "random": self.processes.gathered(torch.get_rng_state()),
+                "cuda_random": self.processes.gathered(
                     torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
                 ),
             },
@@ -260,11 +280,14 @@ class Training:
         self.step, self.best, self.best_step = (
             content[name] for name in ("step", "best", "best_step")
         )
-        state = [part.to(self.device) for part in content["state"]]
-        self.state = tuple(state) if len(state) == 2 else (state[0] if state else None)
+        state = self.processes.share_of_states(content["state"])
+        state = [part.to(self.device) for part in state]
+        self.state = (state[0], state[1]) if len(state) == 2 else (state[0] if state else None)
         self.tally = Tally(*content["tally"])
         self.seconds, self.timed_steps = content["clock"]
-        torch.set_rng_state(content["random"])
-        if content["cuda_random"] is not None:
-            torch.cuda.set_rng_state(content["cuda_random"], self.device)
+        rank = self.processes.rank
+        if rank < len(content["random"]):  # else it goes on with more processes than before
+            torch.set_rng_state(content["random"][rank])
+            if content["cuda_random"][rank] is not None:
+                torch.cuda.set_rng_state(content["cuda_random"][rank], self.device)
         return content["metrics_bytes"]

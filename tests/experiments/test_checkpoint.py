@@ -16,7 +16,7 @@ def test_round_trip(tmp_path):
     save_checkpoint(tmp_path / "a.pt", content)
     loaded = load_checkpoint(tmp_path / "a.pt")
     assert torch.equal(loaded["model"].pop("a"), content["model"].pop("a"))
-    assert loaded == {"format": 1, **content}
+    assert loaded == {"format": 2, **content}
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
@@ -70,7 +70,7 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path):
             return (tmp_path / "sprung").touch, ()
 
     path = tmp_path / "a.pt"
-    torch.save({"format": 1, "trap": Trap()}, path)
+    torch.save({"format": 2, "trap": Trap()}, path)
     with pytest.raises(DataError, match="no intact checkpoint"):
         load_checkpoint(path)
     path.write_bytes(pickle.dumps(Trap(), protocol=2))
@@ -78,10 +78,10 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path):
         load_checkpoint(path)
     assert not (tmp_path / "sprung").exists()
     torch.save([1, 2], path)
-    with pytest.raises(DataError, match="format 1"):
+    with pytest.raises(DataError, match="format 2"):
         load_checkpoint(path)
-    torch.save({"format": 2}, path)
-    with pytest.raises(DataError, match="format 1"):
+    torch.save({"format": 1}, path)
+    with pytest.raises(DataError, match="format 2"):
         load_checkpoint(path)
 
 

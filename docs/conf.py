@@ -1,0 +1,59 @@
+"""Sphinx configuration: `make docs`."""
+
+import spectral_triton
+
+project = "spectral_triton"
+author = "the spectral_triton authors"
+release = version = spectral_triton.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["examples"]
+myst_enable_extensions = ["amsmath", "dollarmath"]
+autosummary_generate = False
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "signature"
+napoleon_custom_sections = ["Shape"]
+html_theme = "furo"
+html_title = f"spectral_triton {release}"
+
+
+def list_public_names(app):
+    """Writes reference.md: whatever the package exports, and the functions of its two modules."""
+    import inspect
+    from pathlib import Path
+
+    lines = ["# Reference", "", "Everything importable from `spectral_triton`.", ""]
+    modules = []
+    lines += ["```{eval-rst}", ".. currentmodule:: spectral_triton", "", ".. autosummary::", ""]
+    for name in spectral_triton.__all__:
+        value = getattr(spectral_triton, name)
+        if inspect.ismodule(value):
+            modules.append(name)
+        else:
+            lines.append(f"   {name}")
+    lines.append("")
+    for name in spectral_triton.__all__:
+        value = getattr(spectral_triton, name)
+        if not inspect.ismodule(value):
+            kind = "autoclass" if inspect.isclass(value) else "autofunction"
+            lines += [f".. {kind}:: {name}", ""]
+    for name in modules:
+        module = getattr(spectral_triton, name)
+        lines += [f".. automodule:: spectral_triton.{name}", "   :no-members:", ""]
+        for function, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and inspect.isfunction(value) and not function.startswith("_"):
+                lines += [f".. autofunction:: spectral_triton.{name}.{function}", ""]
+    lines += ["```", ""]
+    Path(app.srcdir, "reference.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def setup(app):
+    app.connect("builder-inited", list_public_names)

@@ -1,0 +1,91 @@
+"""Where the singular values of a network's matrices lie, and how that changes in training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectral_triton.weight import SVDWeight
+
+GATES = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
+
+
+@torch.no_grad()
+def spectra(module: nn.Module) -> dict[str, Tensor]:
+    r"""The singular values of every matrix of a network, falling, by name.
+
+    Those in SVD form are read off their parameters, in O(p); the weights of ``nn.Linear`` and the
+    transitions of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` are decomposed. Gates and stacked blocks
+    are apart.
+
+    Args:
+        module: Any module; submodules are searched.
+
+    Returns:
+        By the name of the module or parameter; ``weight_hh_l0[2]`` is the third gate.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2), nn.GRU(2, 4))
+        >>> {name: len(values) for name, values in spectra(net).items()}
+        {'0.weight': 2, '1.weight_hh_l0[0]': 4, '1.weight_hh_l0[1]': 4, '1.weight_hh_l0[2]': 4}
+    """
+    found = {}
+    for name, part in module.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(part, SVDWeight):
+            values = part.singular_values.abs().sort(dim=-1, descending=True).values
+            rows = values.flatten(0, -2) if values.dim() > 1 else [values]
+            for block, row in enumerate(rows):
+                label = f"[{block}]" if values.dim() > 1 else ""
+                found[f"{name or 'weight'}{label}"] = row
+        elif isinstance(part, nn.Linear):
+            found[f"{prefix}weight"] = torch.linalg.svdvals(part.weight)
+        elif type(part) in GATES:
+            count = GATES[type(part)]
+            for parameter, weight in part.named_parameters(recurse=False):
+                if not parameter.startswith("weight_hh"):
+                    continue
+                for gate, block in enumerate(weight.chunk(count)):
+                    label = f"[{gate}]" if count > 1 else ""
+                    found[f"{prefix}{parameter}{label}"] = torch.linalg.svdvals(block)
+    return found
+
+
+def spectra_of_checkpoints(
+    module: nn.Module, states: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """:func:`spectra` of one network at several moments, shape ``(checkpoints, p)`` each.
+
+    Args:
+        module: A network of the same shape; it is not changed.
+        states: Its state dicts, in order.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> spectra_of_checkpoints(net, [net.state_dict()] * 5)["weight"].shape
+        torch.Size([5, 2])
+    """
+    if not states:
+        raise ValueError("states must not be empty")
+    twin, rows = copy.deepcopy(module), []
+    for state in states:
+        twin.load_state_dict(state)
+        rows.append(spectra(twin))
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def quantiles(history: Tensor, levels: Sequence[float] = (0.0, 0.1, 0.5, 0.9, 1.0)) -> Tensor:
+    """Quantiles of each checkpoint's values: ``(checkpoints, p)`` -> ``(checkpoints, levels)``.
+
+    Example:
+        >>> quantiles(torch.tensor([[1.0, 2.0, 3.0]]), [0.0, 0.5])
+        tensor([[1., 2.]])
+    """
+    if history.dim() != 2 or history.shape[1] == 0:
+        raise ValueError(f"history must have shape (checkpoints, p), got {tuple(history.shape)}")
+    points = torch.tensor(list(levels), dtype=history.dtype, device=history.device)
+    return torch.quantile(history, points, dim=1).mT

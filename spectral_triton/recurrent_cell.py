@@ -1,0 +1,140 @@
+"""What cells, single steps of a recurrent layer, share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from spectral_triton.recurrent_module import RecurrentModule
+from spectral_triton.rnn_parameters import BIASES, check_input_dtype, result_dtype, unstack_rows
+from spectral_triton.rnn_state import initial_state
+from spectral_triton.spectrum import Spectrum
+from spectral_triton.svd import HouseholderSVD
+from spectral_triton.validation import check_floating, full_precision, without_autocast
+from spectral_triton.weight import SVDWeight
+
+Cell = TypeVar("Cell", bound="RecurrentCell")
+Plain = TypeVar("Plain", bound=nn.RNNCellBase)
+
+
+class RecurrentCell(RecurrentModule):
+    """One step, with the names and shapes of torch.nn.RNNCellBase."""
+
+    svd_hh: SVDWeight
+    weight_ih: nn.Parameter
+
+    def _add_all(
+        self,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        num_reflectors: int | Sequence[int] | None,
+        spectrum: Spectrum | Sequence[Spectrum] | None,
+        init: str,
+    ) -> None:
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "init": init}
+        self._add("", self.input_size, {"device": device, "dtype": dtype}, svd)
+
+    @property
+    def weight_hh(self) -> Tensor:
+        """The dense transition matrix, (n, n), or (gates * n, n) with the gates stacked."""
+        return self._dense("")
+
+    @property
+    def factors(self) -> HouseholderSVD:
+        """The transition matrix, or the stack of one per gate, as an operator."""
+        return self._svd_weight("").factors
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Its singular values, shape (n,) or (gates, n), unsorted and differentiable."""
+        return self._svd_weight("").singular_values
+
+    def extra_repr(self) -> str:
+        shown = "" if self.bias else ", bias=False"
+        return f"{self.input_size}, {self.hidden_size}{shown}"
+
+    @classmethod
+    def _from_plain(
+        cls: type[Cell],
+        plain: nn.RNNCellBase,
+        expected: type[nn.RNNCellBase],
+        more: Sequence[str],
+        svd: dict[str, Any],
+        out_of_bounds: str,
+    ) -> Cell:
+        """The cell with the weights of torch's, ``more`` being the attributes only it has."""
+        if not isinstance(plain, expected):
+            raise TypeError(
+                f"cell must be a torch.nn.{expected.__name__}, got {type(plain).__name__}"
+            )
+        make: Any = cls
+        own = make(
+            plain.input_size,
+            plain.hidden_size,
+            plain.bias,
+            **{option: getattr(plain, option) for option in more},
+            device=plain.weight_ih.device,
+            dtype=plain.weight_ih.dtype,
+            **svd,
+        )
+        dense = unstack_rows(plain.weight_hh.detach(), own.svd_hh)
+        own.svd_hh.set_dense_(dense, out_of_bounds)
+        own._copy_plain(plain, own)
+        return own.train(plain.training)
+
+    def _to_plain(self, make: type[Plain], **more: Any) -> Plain:
+        """The cell of torch with the same weights."""
+        options: dict[str, Any] = {"device": self.weight_ih.device, "dtype": self.weight_ih.dtype}
+        plain = make(self.input_size, self.hidden_size, self.bias, **more, **options)
+        with torch.no_grad():
+            plain.weight_hh.copy_(self.weight_hh)
+        self._copy_plain(self, plain)
+        return plain.train(self.training)
+
+    def _read(self, input: Tensor) -> Tensor:
+        """The input as (B, input_size)."""
+        check_floating("input", input)
+        if input.dim() not in (1, 2) or input.shape[-1] != self.input_size:
+            raise ValueError(
+                f"input must be (B, input_size) or (input_size,) with input_size = "
+                f"{self.input_size}, got shape {tuple(input.shape)}"
+            )
+        return input if input.dim() == 2 else input.unsqueeze(0)
+
+    def _state(self, hx: Tensor | None, x: Tensor, batched: bool, name: str = "hx") -> Tensor:
+        """A state as (B, n), zero for None."""
+        if hx is not None:
+            check_floating(name, hx)
+            expected = (*(x.shape[:1] if batched else ()), self.hidden_size)
+            if tuple(hx.shape) != expected:
+                raise ValueError(f"{name} must have shape {expected}, got {tuple(hx.shape)}")
+            hx = hx.unsqueeze(0)
+        shape = (1, x.shape[0], self.hidden_size)
+        return initial_state(hx, x.unsqueeze(0), shape, batched, None, name)[0]
+
+    def _pre_activations(self, x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, ...]:
+        """What input and state give to each gate, (gates, B, n), and the carried state.
+
+        In float32 at least, the dtype of the factors where that is wider.
+        """
+        check_input_dtype(x, self.weight_ih)
+        with without_autocast(x.device.type):
+            dtype = full_precision(x.dtype, self.weight_ih.dtype)
+            biases = [self._parameters.get(name) for name in BIASES]
+            b_ih, b_hh = (None if b is None else b.to(dtype) for b in biases)
+            of_input = nn.functional.linear(x.to(dtype), self.weight_ih.to(dtype), b_ih)
+            of_state = self._svd_weight("")(h.to(dtype))
+            if b_hh is not None:
+                of_state = of_state + b_hh.unflatten(0, (self.num_gates, 1, -1))
+            return (
+                of_input.unflatten(-1, (self.num_gates, -1)).movedim(-2, 0),
+                of_state,
+                carried.to(dtype),
+            )
+
+    def _result(self, state: Tensor, input: Tensor) -> Tensor:
+        state = state.to(result_dtype(input))
+        return state if input.dim() == 2 else state.squeeze(0)

@@ -1,0 +1,161 @@
+"""What layers that run whole sequences share: stacking, access to the transitions, conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from spectral_triton.recurrent_module import RecurrentModule
+from spectral_triton.rnn_parameters import unstack_rows
+from spectral_triton.spectrum import Spectrum
+from spectral_triton.svd import HouseholderSVD
+from spectral_triton.validation import check_integer, check_number
+from spectral_triton.weight import SVDWeight
+
+Layer = TypeVar("Layer", bound="RecurrentLayer")
+Plain = TypeVar("Plain", bound=nn.RNNBase)
+
+
+class RecurrentLayer(RecurrentModule):
+    """Layers and directions of cells, with the arguments, shapes and names of torch.nn.RNNBase."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        init: str,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, init)
+        check_integer("num_layers", num_layers, 1)
+        check_number("dropout", dropout)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
+        self.num_layers, self.batch_first = num_layers, batch_first
+        self.dropout, self.bidirectional = float(dropout), bidirectional
+
+    def _add_all(
+        self,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        num_reflectors: int | Sequence[int] | None,
+        spectrum: Spectrum | Sequence[Spectrum] | None,
+        init: str,
+    ) -> None:
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "init": init}
+        for index, suffix in enumerate(self._suffixes()):
+            first = index < self.num_directions
+            features = self.input_size if first else self._state_size * self.num_directions
+            self._add(suffix, features, {"device": device, "dtype": dtype}, svd)
+
+    @property
+    def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self) -> list[str]:
+        directions = ("", "_reverse")[: self.num_directions]
+        return [f"_l{layer}{way}" for layer in range(self.num_layers) for way in directions]
+
+    def svd_weight(self, layer: int = 0, reverse: bool = False) -> SVDWeight:
+        """The module that holds the transition of one layer and direction."""
+        check_integer("layer", layer, 0, self.num_layers - 1)
+        if reverse and not self.bidirectional:
+            raise ValueError(f"reverse=True needs a bidirectional {type(self).__name__}")
+        return self._svd_weight(f"_l{layer}{'_reverse' if reverse else ''}")
+
+    def factors(self, layer: int = 0, reverse: bool = False) -> HouseholderSVD:
+        """One transition matrix as an operator; of a gated layer the stack of its matrices."""
+        return self.svd_weight(layer, reverse).factors
+
+    def singular_values(self, layer: int = 0, reverse: bool = False) -> Tensor:
+        """Singular values of one transition, unsorted and differentiable.
+
+        Shape (n,), or (gates, n) of a gated layer, with the gates in the order of torch.
+        """
+        return self.svd_weight(layer, reverse).singular_values
+
+    def flatten_parameters(self) -> None:
+        """Does nothing, as weights are formed for each call: for code that calls it on nn.LSTM."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("weight_hh_l") and f"svd_hh{name[9:]}" in self._modules:
+            return self._dense(name[9:])
+        return super().__getattr__(name)
+
+    def _options_to_show(self) -> list[str]:
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
+        return [
+            f"{name}={getattr(self, name)}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+
+    def extra_repr(self) -> str:
+        return ", ".join((f"{self.input_size}, {self.hidden_size}", *self._options_to_show()))
+
+    @classmethod
+    def _from_plain(
+        cls: type[Layer],
+        name: str,
+        plain: nn.RNNBase,
+        expected: type[nn.RNNBase],
+        more: Sequence[str],
+        svd: dict[str, Any],
+        out_of_bounds: str,
+    ) -> Layer:
+        """The layer with the weights of torch's, ``more`` being the attributes only it has."""
+        if not isinstance(plain, expected):
+            raise TypeError(
+                f"{name} must be a torch.nn.{expected.__name__}, got {type(plain).__name__}"
+            )
+        shared = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", *more)
+        make: Any = cls  # with the arguments of the layer, not of this base
+        own: Layer = make(
+            plain.input_size,
+            plain.hidden_size,
+            **{option: getattr(plain, option) for option in shared},
+            device=plain.weight_ih_l0.device,
+            dtype=plain.weight_ih_l0.dtype,
+            **svd,
+        )
+        for suffix in own._suffixes():
+            weight = own._svd_weight(suffix)
+            dense = getattr(plain, f"weight_hh{suffix}").detach()
+            weight.set_dense_(unstack_rows(dense, weight), out_of_bounds)
+        own._copy_plain(plain, own)
+        return own.train(plain.training)
+
+    def _to_plain(self, make: type[Plain], **more: Any) -> Plain:
+        """The layer of torch with the same weights."""
+        build: Any = make  # without the mode that RNNBase asks for
+        plain: Plain = build(
+            self.input_size,
+            self.hidden_size,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            bidirectional=self.bidirectional,
+            device=self.weight_ih_l0.device,
+            dtype=self.weight_ih_l0.dtype,
+            **more,
+        )
+        with torch.no_grad():
+            for suffix in self._suffixes():
+                getattr(plain, f"weight_hh{suffix}").copy_(self._dense(suffix))
+        self._copy_plain(self, plain)
+        return plain.train(self.training)

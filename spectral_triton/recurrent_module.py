@@ -1,0 +1,94 @@
+"""What recurrent layers and cells share: parameters named as torch names them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from spectral_triton.rnn_parameters import (
+    BIASES,
+    add_plain_parameters,
+    load_dense_transitions,
+    reset_uniform_,
+    stack_rows,
+)
+from spectral_triton.sharding import assign_, gathered
+from spectral_triton.validation import check_choice, check_integer
+from spectral_triton.weight import INITIALIZERS, SVDWeight
+
+
+class RecurrentModule(nn.Module):
+    """Plain input weights and biases, and transitions as :class:`SVDWeight`, under each suffix.
+
+    The base of the layers, whose suffixes are those of torch such as ``_l1_reverse``, and of the
+    cells, with the empty one. A cell of several gates stacks its matrices in the order of torch.
+
+    Attributes:
+        num_gates: None where the transition is one matrix.
+    """
+
+    num_gates: ClassVar[int | None] = None
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool, init: str) -> None:
+        super().__init__()
+        for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
+            check_integer(name, value, 1)
+        check_choice("init", init, INITIALIZERS)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+
+    @property
+    def _state_size(self) -> int:
+        """Size of the state that the transitions multiply."""
+        return self.hidden_size
+
+    def _suffixes(self) -> list[str]:
+        return [""]
+
+    def _svd_weight(self, suffix: str) -> SVDWeight:
+        weight = self.get_submodule(f"svd_hh{suffix}")
+        assert isinstance(weight, SVDWeight)
+        return weight
+
+    def _plain_shapes(self, features: int) -> dict[str, tuple[int, ...]]:
+        rows = (self.num_gates or 1) * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, features)}
+        return shapes | (dict.fromkeys(BIASES, (rows,)) if self.bias else {})
+
+    def _reset_plain(self, suffix: str) -> None:
+        reset_uniform_(self, suffix, self.hidden_size)
+
+    def _add(
+        self, suffix: str, features: int, options: dict[str, Any], svd: dict[str, Any]
+    ) -> None:
+        """Registers and draws all parameters of one cell."""
+        add_plain_parameters(self, suffix, self._plain_shapes(features), options)
+        sizes = self.hidden_size, self._state_size
+        weight = SVDWeight(sizes[0], sizes[1], num_blocks=self.num_gates, **svd, **options)
+        self.add_module(f"svd_hh{suffix}", weight)
+        self._reset_plain(suffix)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, as on construction."""
+        for suffix in self._suffixes():
+            self._svd_weight(suffix).reset_parameters()
+            self._reset_plain(suffix)
+
+    def _dense(self, suffix: str) -> Tensor:
+        """The transitions as torch holds them, stacked along dimension 0."""
+        return stack_rows(self._svd_weight(suffix).to_dense())
+
+    @torch.no_grad()
+    def _copy_plain(self, source: nn.Module, target: nn.Module) -> None:
+        """All but the transitions, from one module to the other."""
+        for suffix in self._suffixes():
+            for name in self._plain_shapes(1):
+                value = gathered(getattr(source, f"{name}{suffix}"))
+                assign_(getattr(target, f"{name}{suffix}"), value)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        load_dense_transitions(self, self._suffixes(), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+
+from spectral_triton import SigmoidSpectrum, SpectralRNN, SVDLinear
+from spectral_triton.analysis.spectra import quantiles, spectra, spectra_of_checkpoints
+from spectral_triton.weight import SVDWeight
+
+
+def svdvals(matrix):
+    return torch.linalg.svdvals(matrix.detach())
+
+
+def test_values_of_factored_matrices_are_those_of_the_dense_ones():
+    net = nn.Sequential(SVDLinear(4, 6, spectrum=SigmoidSpectrum(0.0, 0.5)), SpectralRNN(6, 5))
+    with torch.no_grad():
+        net[0].svd.raw_singular_values.normal_(std=3)
+        net[1].svd_weight().raw_singular_values.normal_(std=3)
+    found = spectra(net)
+    assert list(found) == ["0.svd", "1.svd_hh_l0"]
+    # Values of either sign: a singular value is their absolute value.
+    torch.testing.assert_close(found["0.svd"], svdvals(net[0].weight))
+    torch.testing.assert_close(found["1.svd_hh_l0"], svdvals(net[1].weight_hh_l0))
+
+
+def test_blocks_are_apart(monkeypatch):
+    values = torch.tensor([[1.0, -3.0], [2.0, 1.5]])
+    monkeypatch.setattr(SVDWeight, "singular_values", property(lambda self: values))
+    found = spectra(SVDWeight(2, 2))
+    assert {k: v.tolist() for k, v in found.items()} == {"weight[0]": [3, 1], "weight[1]": [2, 1.5]}
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+def test_gates_are_apart(kind, gates):
+    net = kind(3, 4, num_layers=2)
+    found = spectra(net)
+    assert len(found) == 2 * gates
+    for layer in range(2):
+        weight = getattr(net, f"weight_hh_l{layer}")
+        for gate in range(gates):
+            label = f"[{gate}]" if gates > 1 else ""
+            block = weight[4 * gate : 4 * gate + 4]
+            torch.testing.assert_close(found[f"weight_hh_l{layer}{label}"], svdvals(block))
+
+
+def test_checkpoints():
+    net = nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    doubled = {name: 2 * value for name, value in before.items()}
+    history = spectra_of_checkpoints(net, [before, doubled])["weight"]
+    expected = svdvals(before["weight"])
+    torch.testing.assert_close(history, torch.stack([expected, 2 * expected]))
+    assert torch.equal(net.weight, before["weight"])
+    with pytest.raises(ValueError, match="states must not be empty"):
+        spectra_of_checkpoints(net, [])
+
+
+def test_quantiles():
+    history = torch.tensor([[4.0, 1.0, 2.0, 3.0, 5.0], [0.0, 0.0, 0.0, 0.0, 10.0]])
+    expected = torch.tensor([[1.0, 3.0, 5.0], [0.0, 0.0, 10.0]])
+    torch.testing.assert_close(quantiles(history, [0, 0.5, 1]), expected)
+    with pytest.raises(ValueError, match="history must have shape"):
+        quantiles(history[0])

@@ -1,0 +1,155 @@
+"""DDP and FSDP2 on two processes compute what one process does with the same global batch."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+pytestmark = [
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()), reason="torch has no gloo"
+    ),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
+]
+PROGRAM = Path(__file__).parent / "program.py"
+
+
+def torchrun(*arguments, cwd):
+    """Two processes of one thread each; what they print."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        + [str(argument) for argument in arguments],
+        cwd=cwd,
+        env=variables | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("program", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    torchrun(PROGRAM, folder, cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def two(folder):
+    return torch.load(folder / "results.pt")
+
+
+@pytest.fixture
+def one(program):
+    model = program.build()
+    optimizer = program.optimizer_of(model)
+    program.train(model, optimizer, range(program.STEPS))
+    return model
+
+
+def assert_same(first, second, atol):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0, atol=atol, msg=name)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_two_processes_train_to_the_weights_of_one(way, one, two, program):
+    start = program.build().state_dict()
+    moved = [
+        (value - start[name]).abs().max()
+        for name, value in one.state_dict().items()
+        if not name.endswith("signs")
+    ]
+    assert min(moved) > 1e-3
+    # Where a gradient is tiny AdamW makes much of its rounding.
+    assert_same(two[way], one.state_dict(), atol=1e-9)
+
+
+def test_parameters_were_sharded(two):
+    assert two["rows"]["rnn.svd_hh_l0.left"] == (3, 2)
+    assert two["rows"]["rnn.weight_ih_l0"] == (9, 5)
+    # Blocks come first in a parametrised tensor, and there is one.
+    assert two["rows"]["head.parametrizations.weight.original0"] == (1, 1)
+
+
+def test_sharded_checkpoint_resumes_bit_equal(two):
+    assert_same(two["resumed"], two["fsdp"], atol=0)
+
+
+def test_sharded_checkpoint_continues_in_one_process(folder, two, one, program):
+    torch.manual_seed(3)
+    model = program.Model()
+    optimizer = program.optimizer_of(model)
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(state, checkpoint_id=folder / "half")
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    assert_same(model.state_dict(), two["half"], atol=0)
+    program.train(model, optimizer, range(program.STEPS // 2, program.STEPS))
+    assert_same(model.state_dict(), one.state_dict(), atol=1e-9)
+
+
+def test_factors_are_whole_outside_of_forward(one, two):
+    expected = {
+        "linear": one.encoder.weight,
+        "bias": one.encoder.bias,
+        "singular_values": one.rnn.singular_values(),
+        "sign": one.rnn.factors().slogdet().sign,
+        "head": one.head.weight,
+    }
+    assert_same(two["read"], expected, atol=1e-9)
+
+
+def test_gradients_outside_of_forward_are_means_over_the_processes(one, two, program):
+    one.zero_grad()
+    local = (program.local_loss(one, 0) + program.local_loss(one, 1)) / 2
+    (program.penalty(one) + local).backward()
+    expected = program.gradients(one)
+    assert expected["rnn.svd_hh_l0.left"].abs().max() > 1e-3
+    assert_same(two["gradients"], expected, atol=1e-8)
+
+
+def test_penalty_adds_to_the_gradient_of_a_loss(one, two, program):
+    one.zero_grad()
+    x = torch.randn(7, program.BATCH, 6, generator=torch.Generator().manual_seed(9))
+    (one(x).square().mean() + program.penalty(one)).backward()
+    assert_same(two["gradients with a penalty"], program.gradients(one), atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["data_parallel", "fully_sharded"])
+def test_programs_of_the_documentation_run(name, tmp_path):
+    program = PROGRAM.parents[2] / "docs" / "examples" / f"{name}.py"
+    output = torchrun(program, cwd=tmp_path)
+    assert re.fullmatch(r"loss \d+\.\d+, singular values (0\.99|1).* to 1\.0\d+\n", output)
+
+
+def test_dense_matrix_goes_into_shards(two):
+    torch.testing.assert_close(two["set"], torch.eye(10, 6), rtol=0, atol=1e-14)
+
+
+def test_sharded_on_the_meta_device_and_initialised_later(two):
+    torch.testing.assert_close(two["late"], torch.ones(3), rtol=0, atol=1e-14)
+    every = two["late, all processes"]
+    assert torch.equal(every[0], every[1])
