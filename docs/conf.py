@@ -42,8 +42,14 @@ def list_public_names(app):
     for name in spectral_triton.__all__:
         value = getattr(spectral_triton, name)
         if not inspect.ismodule(value):
-            kind = "autoclass" if inspect.isclass(value) else "autofunction"
-            lines += [f".. {kind}:: {name}", ""]
+            if inspect.isclass(value):
+                # Methods of our base classes too, but not those of torch's.
+                lines += [f".. autoclass:: {name}", "   :inherited-members: Module, Sequential", ""]
+            else:
+                lines += [f".. autofunction:: {name}", ""]
+    lines += ["``spectral_triton.analysis``", "-" * 28, ""]
+    for name in ("bounds", "gradient_flow", "spectra", "expressivity"):
+        lines += [f".. automodule:: spectral_triton.analysis.{name}", ""]
     for name in modules:
         module = getattr(spectral_triton, name)
         lines += [f".. automodule:: spectral_triton.{name}", "   :no-members:", ""]

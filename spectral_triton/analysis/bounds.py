@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spectral_triton.analysis.gradient_flow import State, evaluation_mode, state_parts
 from spectral_triton.rnn import SpectralRNN
+from spectral_triton.spectrum import Spectrum
 from spectral_triton.validation import check_floating, check_integer, check_number
 
 
@@ -51,7 +53,9 @@ def step_factor(rnn: SpectralRNN) -> float:
     if rnn.nonlinearity == "modrelu":
         raise ValueError("modrelu with a positive bias has no Lipschitz constant")
     lipschitz = max(1.0, abs(rnn.negative_slope)) if rnn.nonlinearity == "leaky_relu" else 1.0
-    return lipschitz * max(abs(bound) for bound in rnn.svd_weight().spectrum.bounds)
+    spectrum = rnn.svd_weight().spectrum
+    assert isinstance(spectrum, Spectrum)  # a stack of them belongs to gated layers
+    return lipschitz * max(abs(bound) for bound in spectrum.bounds)
 
 
 def gradient_bound(direct: Sequence[float], factor: float) -> list[float]:
@@ -259,5 +263,5 @@ def classification_margins(outputs: Tensor, targets: Tensor) -> Tensor:
     return right[:, 0] - others.amax(1)
 
 
-def _norm(matrix: Tensor) -> float:
+def _norm(matrix: Any) -> float:
     return float(torch.linalg.matrix_norm(matrix.detach().double(), 2))

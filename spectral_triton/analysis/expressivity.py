@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -80,13 +81,13 @@ def factoring_error(w: Tensor, condition: float = math.nan) -> FactoringError:
         factors.left.double(),
         factors.singular_values.double(),
         factors.right.double(),
-        signs=factors.signs.double(),
+        signs=None if factors.signs is None else factors.signs.double(),
         triangular=True,
     )
     sigma = torch.linalg.svdvals(exact)
     found = factors.singular_values.double().sort(descending=True).values
     return FactoringError(
-        shape=tuple(w.shape),
+        shape=(w.shape[0], w.shape[1]),
         condition=condition,
         dtype=w.dtype,
         num_reflectors=factors.num_reflectors,
@@ -101,7 +102,7 @@ def matrix_of(m: int, n: int, condition: float, *, seed: int = 0) -> Tensor:
         raise ValueError(f"condition must be at least 1, got {condition}")
     p = min(m, n)
     generator = Generator().manual_seed(seed)
-    options = {"dtype": torch.float64}
+    options: dict[str, Any] = {"dtype": torch.float64}
     if math.isinf(condition):
         sigma = (torch.arange(p) < p - p // 2).to(torch.float64)
     else:

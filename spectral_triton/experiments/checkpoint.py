@@ -30,6 +30,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     _sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file as a whole, in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes tensors, numbers, strings and containers of them; a failure leaves the old file."""
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file))

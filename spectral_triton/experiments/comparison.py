@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from spectral_triton.experiments import plots
-from spectral_triton.experiments.checkpoint import write_atomically
+from spectral_triton.experiments.checkpoint import write_text
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.processes import Processes
@@ -111,7 +111,7 @@ class Comparison:
         lines = [header, ["---"] * len(header), *map(list, zip(*cells, strict=True))]
         text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
         text = text.replace("[bold]", "**").replace("[/]", "**")
-        write_atomically(self.output / TABLE, lambda file: file.write(text.encode()))
+        write_text(self.output / TABLE, text)
 
 
 def curve_of(records: Sequence[dict[str, Any]], kind: str, metric: Metric) -> plots.Curve:

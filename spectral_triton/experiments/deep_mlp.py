@@ -81,14 +81,15 @@ def _layer(kind: str, width: int, reflectors: int) -> nn.Module:
         from spectral_triton import SigmoidSpectrum, SVDLinear
 
         spectrum = SigmoidSpectrum(*MARGINS[kind])
-        layer = SVDLinear(width, width, num_reflectors=reflectors, spectrum=spectrum)
-    else:
-        layer = nn.Linear(width, width)
-    if kind == "svd-residual":
-        nn.init.normal_(layer.svd.raw_singular_values)
+        bounded = SVDLinear(width, width, num_reflectors=reflectors, spectrum=spectrum)
+        raw = bounded.svd.raw_singular_values
+        if kind == "svd-residual" and raw is not None:
+            nn.init.normal_(raw)
+        bounded.bias = nn.Parameter(torch.zeros(width))
+        return bounded
+    layer = nn.Linear(width, width)
     if kind == "plain":
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    if kind != "residual":
         nn.init.zeros_(layer.bias)
     return layer
 

@@ -31,7 +31,7 @@ def accuracy_over_depth(
     figure, axes = plots._figure("MNIST after a short training: how deep can it be?")
     for kind, row in curves.items():
         depths = sorted(row)
-        style = {"color": KIND_COLORS[kind], "marker": KIND_MARKERS[kind]}
+        style: dict[str, Any] = {"color": KIND_COLORS[kind], "marker": KIND_MARKERS[kind]}
         means = [sum(row[depth]) / len(row[depth]) for depth in depths]
         axes.plot(depths, means, linewidth=1.8, markersize=6, label=kind, **style)
         for depth in depths:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectral_triton.analysis.bounds import gradient_bound
@@ -50,7 +51,7 @@ def observe(
     )
     task = config.build_task(surroundings.data)
     factor = lipschitz_bound(model, config.settings)
-    probe = task.train_batch(0).to(surroundings.device)
+    probe = task.train_batch(0).to(torch.device(surroundings.device))
     probe = Batch(probe.inputs[:, :PROBED], probe.targets[:PROBED])
     moments = {0: "start", steps // 2: "middle", steps: "end"}
     points = sorted({steps * i // POINTS for i in range(POINTS + 1)} | moments.keys())

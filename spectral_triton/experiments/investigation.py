@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from spectral_triton.experiments.checkpoint import write_atomically
+from spectral_triton.experiments.checkpoint import write_text
 from spectral_triton.experiments.errors import DataError, ExperimentError, Interrupted, UsageError
 from spectral_triton.experiments.markdown import table
 from spectral_triton.experiments.provenance import provenance
 from spectral_triton.experiments.reproduction import BudgetLine, Selection
+from spectral_triton.experiments.results import read_results
 
 if TYPE_CHECKING:
     from spectral_triton.experiments.progress import ProgressReport
@@ -107,7 +108,7 @@ class Investigation(ABC):
         """Measures what is selected and not in ``folder/results.jsonl`` yet, line by line."""
         import torch
 
-        done = {_place(result) for result in read_lines(folder / RESULTS)}
+        done = {_place(result) for result in read_results(folder / RESULTS, _place)}
         missing = [m for m in self.selected(selection) if m.place not in done]
         if selection.threads is not None:
             torch.set_num_threads(selection.threads)
@@ -138,7 +139,7 @@ class Investigation(ABC):
         What a person has to say about them is in ``notes.md`` there, and comes first.
         """
         order = {m.place: number for number, m in enumerate(self.measurements())}
-        known = [r for r in read_lines(folder / RESULTS) if _place(r) in order]
+        known = [r for r in read_results(folder / RESULTS, _place) if _place(r) in order]
         results = sorted(known, key=lambda r: order[_place(r)])
         lines = "".join(json.dumps(result) + "\n" for result in results)
         notes = target / NOTES
@@ -149,27 +150,8 @@ class Investigation(ABC):
             *(self.text(results, target) if results else ["Nothing was measured yet."]),
             *_sessions(results),
         ]
-        for name, text in ((RESULTS, lines), (PAGE, "\n\n".join(parts) + "\n")):
-            content = text.encode()
-            write_atomically(target / name, lambda file, content=content: file.write(content))
-
-
-def read_lines(path: Path) -> list[Result]:
-    """The objects of a JSONL file; none where there is no file.
-
-    Raises:
-        DataError: if a line is no result; names it.
-    """
-    results = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            result = json.loads(line)
-            _place(result)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged: line {number}: {error}") from error
-        results.append(result)
-    return results
+        write_text(target / RESULTS, lines)
+        write_text(target / PAGE, "\n\n".join(parts) + "\n")
 
 
 def _place(result: Mapping[str, Any]) -> tuple[str, str, int]:

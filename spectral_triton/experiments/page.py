@@ -8,7 +8,7 @@ from statistics import fmean, median
 from typing import Any
 
 from spectral_triton.experiments import plots
-from spectral_triton.experiments.checkpoint import write_atomically
+from spectral_triton.experiments.checkpoint import write_text
 from spectral_triton.experiments.markdown import duration, number, spread, table
 from spectral_triton.experiments.reproduction import Selection
 from spectral_triton.experiments.results import (
@@ -47,7 +47,7 @@ def write_page(study: Study, results: Sequence[Result], target: Path) -> None:
     parts += [*_unfinished(runs), *_published(study), *_each(study, runs)]
     parts += [*_settings(runs), *_search(study, tried), *_sessions(results), _again(study)]
     text = "\n\n".join(parts) + "\n"
-    write_atomically(target / PAGE, lambda file: file.write(text.encode()))
+    write_text(target / PAGE, text)
 
 
 def _introduction(study: Study) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -100,13 +100,14 @@ def _budget(chosen: list[Reproduction], selection: Selection) -> Table:
     from rich.table import Table
 
     table = Table(title="Budget, on one CPU core", title_justify="left")
-    for column, justify in (
+    columns: tuple[tuple[str, Literal["left", "right"]], ...] = (
         ("experiment", "left"),
         ("model", "left"),
         ("runs", "right"),
         ("steps", "right"),
         ("minutes", "right"),
-    ):
+    )
+    for column, justify in columns:
         table.add_column(column, justify=justify)
     total = 0.0
     for reproduction in chosen:

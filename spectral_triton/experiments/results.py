@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spectral_triton.experiments.checkpoint import write_atomically
+from spectral_triton.experiments.checkpoint import write_text
 from spectral_triton.experiments.errors import DataError
 from spectral_triton.experiments.run_folder import RunFolder
 from spectral_triton.experiments.study import RECORD, SEARCH, Goal
@@ -92,19 +92,19 @@ def solved_step(validation: Iterable[Mapping[str, Any]], goal: Goal) -> int | No
     return next((r["step"] for r in validation if goal.reached(r[goal.result])), None)
 
 
-def read_results(path: Path) -> list[Result]:
+def read_results(path: Path, place: Callable[[Result], object] = _place) -> list[Result]:
     """The objects of a JSONL file; none where there is no file.
 
     Raises:
-        DataError: if a line is no object; names it.
+        DataError: if a line is no object with what ``place`` reads; names it.
     """
-    results = []
+    results: list[Result] = []
     if not path.is_file():
         return results
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             result = json.loads(line)
-            _place(result)
+            place(result)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged: line {number}: {error}") from error
         results.append(result)
@@ -113,8 +113,7 @@ def read_results(path: Path) -> list[Result]:
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """One line for each run."""
-    text = "".join(json.dumps(result) + "\n" for result in results)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, "".join(json.dumps(result) + "\n" for result in results))
 
 
 def result_of(result: Result, name: str | None = None) -> float:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spectral_triton.experiments.checkpoint import save_checkpoint, write_atomically
+from spectral_triton.experiments.checkpoint import save_checkpoint, write_text
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import DataError, UsageError
 
@@ -117,7 +117,7 @@ class RunFolder:
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Writes one of the folder's JSON files atomically."""
         text = json.dumps(content, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
 
     def save_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
         """Writes one of the folder's checkpoints atomically."""

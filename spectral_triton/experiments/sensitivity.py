@@ -105,7 +105,7 @@ class Sensitivity(Investigation):
 
     def measurements(self) -> list[Measurement]:
         minutes = STEPS * LENGTH * MICROSECONDS / 60e6
-        places = [(ALL_ALIKE, ALL_ALIKE, {})] + [
+        places: list[tuple[str, str, dict[str, Any]]] = [(ALL_ALIKE, ALL_ALIKE, {})] + [
             (factor, str(level), {factor: level})
             for factor, levels in LEVELS.items()
             for level in levels

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from spectral_triton.analysis.bounds import (
     classification_margins,
@@ -31,6 +32,8 @@ from spectral_triton.experiments.markdown import table
 from spectral_triton.experiments.mnist import PixelMNIST, read_digits
 from spectral_triton.experiments.model import SequenceModel
 from spectral_triton.experiments.short_run import short_run
+from spectral_triton.rnn import SpectralRNN
+from spectral_triton.spectrum import SigmoidSpectrum
 
 SHAPES = ((1, 1), (64, 64), (256, 256), (128, 32), (32, 128), (3, 300))
 CONDITIONS = (1.0, 1e3, 1e6, math.inf)
@@ -65,8 +68,6 @@ def stretch(
     nonlinearity: str, _: Surroundings, *, length: int = LENGTH, units: int = UNITS
 ) -> dict[str, Any]:
     """Measured ‖∂h_T/∂h_t‖ beside (σ* + r)^(T−t) for random weights, and at the bound, float64."""
-    from spectral_triton import SigmoidSpectrum, SpectralRNN
-
     curves = {}
     for raw, name in ((None, "random σ"), (1e3, "every σ at the bound")):
         torch.manual_seed(SEED)
@@ -75,7 +76,7 @@ def stretch(
             2, units, nonlinearity=nonlinearity, dtype=torch.float64, spectrum=spectrum, init="haar"
         )
         with torch.no_grad():
-            parameter = rnn.svd_weight().raw_singular_values
+            parameter = rnn.get_parameter("svd_hh_l0.raw_singular_values")
             parameter.normal_(std=3) if raw is None else parameter.fill_(raw)
         inputs = torch.randn(length, 2, dtype=torch.float64)
         curves[name] = jacobian_norms(rnn, inputs).tolist()
@@ -113,8 +114,10 @@ def generalize(
         split: _margins(trained, task, data, surroundings.device)
         for split, data in (("train", train), ("test", digits["test"]))
     }
+    encoder = trained.encoder
+    assert isinstance(encoder, SpectralRNN | nn.RNN)
     bound = generalization_order(
-        trained.encoder,
+        encoder,
         trained.head,
         steps=digits["train"].sequences.shape[1],
         samples=samples,

@@ -9,7 +9,6 @@ from spectral_triton.experiments.investigation import (
     RESULTS,
     Investigation,
     Measurement,
-    read_lines,
 )
 from spectral_triton.experiments.markdown import table
 from spectral_triton.experiments.reproduction import Selection
@@ -40,6 +39,10 @@ class Squares(Investigation):
     def text(self, results, target):
         (target / "picture.png").write_bytes(b"")
         return [table(["n", "value"], [[r["case"], str(r["value"])] for r in results])]
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def run(study, folder, **selection):
@@ -140,4 +143,4 @@ def test_damaged_results_name_their_line(tmp_path, line):
     with (tmp_path / RESULTS).open("a") as file:
         file.write(line + "\n")
     with pytest.raises(DataError, match=r"results\.jsonl is damaged: line 2"):
-        read_lines(tmp_path / RESULTS)
+        Squares().write_page(tmp_path, tmp_path)
