@@ -23,15 +23,18 @@ RESULTS = "results.jsonl"
 Result = dict[str, Any]
 
 
-def collect(study: Study, folder: Path) -> list[Result]:
+def collect(study: Study, folder: Path, published: Path | None = None) -> list[Result]:
     """All runs found below ``folder``, and those in its ``results.jsonl`` that are not there.
 
-    Sorted by search, case, model and seed, so that the same runs give the same file.
+    Results that only ``published`` has in its own ``results.jsonl`` are kept as well. Sorted by
+    search, case, model and seed, so that the same runs give the same file.
 
     Raises:
         DataError: if ``results.jsonl`` is damaged.
     """
-    found = {_place(result): result for result in read_results(folder / RESULTS)}
+    places = [place for place in (published, folder) if place is not None]
+    known = [result for place in places for result in read_results(place / RESULTS)]
+    found = {_place(result): result for result in known}
     for record in sorted(folder.rglob(RECORD)):
         run = RunFolder(record.parent)
         result = _result(study, run, record.parent.relative_to(folder))

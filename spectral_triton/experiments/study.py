@@ -203,14 +203,14 @@ class Study:
         return failures
 
     def write_page(self, folder: Path, target: Path) -> None:
-        """README.md, results.jsonl and pictures of everything found in ``folder``.
+        """README.md, results.jsonl and pictures of everything found in ``folder`` or ``target``.
 
         A ``notes.md`` in ``target`` becomes part of the page.
         """
         from spectral_triton.experiments.page import write_page
         from spectral_triton.experiments.results import collect
 
-        write_page(self, collect(self, folder), target)
+        write_page(self, collect(self, folder, target), target)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,17 @@ def test_page_can_be_made_again_from_the_raw_results_alone(tiny_study, page):
     assert (target / "results.jsonl").read_bytes() == before
 
 
+def test_published_results_are_kept_beside_those_of_other_runs(tiny_study, tmp_path, listener):
+    study, target = tiny_study(), tmp_path / "page"
+    target.mkdir()
+    for folder, seed in (("one", 0), ("two", 1)):
+        chosen = Selection(models=["lstm"], seeds=[seed])
+        study.run(tmp_path / folder, chosen, DataFolder(tmp_path), listener())
+        study.write_page(tmp_path / folder, target)
+    assert [r["seed"] for r in read_results(target / "results.jsonl")] == [0, 1]
+    assert cells((target / "README.md").read_text(), "lstm")[2] == "2"
+
+
 def test_several_cases_are_ranked(tiny_study, page):
     cases = {name: Case({"length": length}, length) for name, length in (("one", 4), ("two", 6))}
     text, results, target = page(tiny_study(cases=cases, goal=None), Selection(seeds=[0]))
