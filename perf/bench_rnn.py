@@ -21,11 +21,16 @@ def _cases() -> list[object]:
     # n, k per side, T, batch, features of a step
     pixel = (128, 16, 784, 100, PIXEL)
     wide = [(n, 16, 200, 64, ROW) for n in (64, 128, 256, 512, 1024)]
-    others = [(n, 16, 200, batch, ROW) for n in (64, 128, 512) for batch in (16, 128)]
-    longer = [(64, 16, 784, 64, PIXEL), (256, 16, 784, 64, PIXEL), (128, 16, 50, 100, PIXEL)]
+    grid = [
+        (n, 16, steps, batch, inputs)
+        for n in (64, 128, 256, 512, 1024)
+        for steps, inputs in ((200, ROW), (784, PIXEL))
+        for batch in (16, 64, 128)
+    ]
+    short = (128, 16, 50, 100, PIXEL)
     full = [(n, n, 200, 64, ROW) for n in (64, 128, 256, 512)]
     quick = {(*pixel, OURS), (*pixel, DENSE), (*wide[3], OURS), (*wide[3], DENSE)}
-    chosen = [(*size, name) for size in (pixel, *wide, *others, *longer, *full) for name in (OURS,)]
+    chosen = [(*size, OURS) for size in (pixel, *grid, short, *full)]
     chosen += [(*size, name) for size in (pixel, *wide) for name in (DENSE,)]
     rest = [name for name in SEQUENCES if name not in (OURS, DENSE)]
     chosen += [(*size, name) for size in (pixel, wide[3]) for name in rest]

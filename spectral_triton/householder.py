@@ -17,7 +17,12 @@ from spectral_triton.householder_function import (
     apply_plain,
     prepare,
 )
-from spectral_triton.validation import check_floating, full_precision, without_autocast
+from spectral_triton.validation import (
+    broadcast_batch,
+    check_floating,
+    full_precision,
+    without_autocast,
+)
 
 MANY_VECTORS = 1 << 30
 
@@ -82,12 +87,27 @@ def apply_reflectors(
     """
     check_floating("x", x)
     _check_reflectors(reflectors)
-    k, n = reflectors.shape[-2:]
+    n = reflectors.shape[-1]
     if x.dim() == 0 or x.shape[-1] != n:
         raise ValueError(
             f"x must have vectors of length n = {n} along its last dimension, as reflectors of "
             f"shape {tuple(reflectors.shape)} have; got x of shape {tuple(x.shape)}"
         )
+    return apply_checked(x, reflectors, transpose, triangular)
+
+
+def apply_checked(
+    x: Tensor,
+    reflectors: Tensor,
+    transpose: bool,
+    triangular: bool,
+    prepared: tuple[Tensor, ...] | None = None,
+) -> Tensor:
+    """apply_reflectors for arguments known to be right, and what :func:`prepare` gave, if at hand.
+
+    ``prepared`` is for a single matrix of reflectors, in the dtype of the arithmetic.
+    """
+    k, n = reflectors.shape[-2:]
     batch = reflectors.shape[:-2]
     rows = x if x.dim() > 1 else x.unsqueeze(0)
     if not batch:
@@ -95,7 +115,7 @@ def apply_reflectors(
         rows = rows.flatten(0, -2)
     else:
         try:
-            batch = torch.broadcast_shapes(rows.shape[:-2], batch)
+            batch = broadcast_batch(rows.shape[:-2], batch)
         except RuntimeError:
             raise ValueError(
                 f"leading dimensions of x {tuple(x.shape)} and reflectors "
@@ -116,7 +136,8 @@ def apply_reflectors(
         # Only export may ask for any number: torch.compile fixes it here, and the backward pass.
         compiling = torch.compiler.is_dynamo_compiling()
         count = rows.shape[:-1].numel() if compiling else math.prod(rows.shape[:-1])
-        prepared = prepare(reflectors, triangular, count)
+        if prepared is None:
+            prepared = prepare(reflectors, triangular, count)
         vectors = rows.shape[-2] if compiling else count_for_rule(rows.shape[-2])
         if forms_product(vectors, k, n, triangular):
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)

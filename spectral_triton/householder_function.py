@@ -2,6 +2,8 @@ r"""Householder products as autograd sees them: Functions with a closed-form bac
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +12,11 @@ from torch.autograd import Function
 
 from spectral_triton import compact_wy, householder_op
 from spectral_triton.backend import may_launch, reflector_block_size
-from spectral_triton.forward_mode import is_differentiated
+from spectral_triton.forward_mode import in_forward_mode, is_differentiated
 from spectral_triton.validation import without_autocast
+
+# Entries of one matrix of reflectors up to which two of them are prepared together.
+SMALL = 1 << 15
 
 
 def _prepared(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,6 +37,21 @@ def prepare(
     unit, length = compact_wy.unit_rows(reflectors, triangular)
     v = compact_wy.blocks(unit, reflector_block_size(unit, num_vectors))
     return v, householder_op.t_factor(v), length
+
+
+@torch.no_grad()
+def prepare_pair(
+    first: Tensor, second: Tensor, triangular: bool
+) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+    """The same for two matrices at once, None where they differ or are not small.
+
+    Of small matrices the calls cost more than the arithmetic, of large ones the copy.
+    """
+    alike = first.shape == second.shape and first.dim() == 2 and 0 < first.numel() <= SMALL
+    if not alike or may_launch(first) or in_forward_mode():
+        return None, None
+    both = _prepared(torch.stack((first.detach(), second.detach())), triangular)
+    return tuple(part[0] for part in both), tuple(part[1] for part in both)
 
 
 def apply_plain(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool) -> Tensor:
@@ -66,10 +86,17 @@ class _Flat:
         return (out.unflatten(0, (size, -1)) if is_batched else out), 0
 
 
+def _with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Function.apply asks for it at each call; finding it out takes as long as a small product."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 class ApplyReflectors(_Flat, Function):
     """(N, n) or (M, N, n) rows and (k, n) or (M, k, n) reflectors, full precision, none empty."""
 
     @staticmethod
+    @_with_signature
     def forward(
         x: Tensor,
         reflectors: Tensor,
@@ -107,6 +134,7 @@ class HouseholderProduct(_Flat, Function):
     """Q, or its first columns, of (k, n) or (M, k, n) reflectors, full precision, none empty."""
 
     @staticmethod
+    @_with_signature
     def forward(
         reflectors: Tensor,
         v: Tensor,

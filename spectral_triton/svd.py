@@ -10,13 +10,16 @@ from torch import Tensor
 
 from spectral_triton.factorization import factor_dense
 from spectral_triton.householder import (
+    apply_checked,
     apply_reflectors,
     count_for_rule,
     householder_product,
 )
+from spectral_triton.householder_function import prepare_pair
 from spectral_triton.sharding import gathered
 from spectral_triton.svd_algebra import SVDAlgebra
 from spectral_triton.validation import (
+    broadcast_batch,
     check_factors,
     check_floating,
     full_precision,
@@ -211,7 +214,7 @@ class HouseholderSVD(SVDAlgebra):
             )
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         try:
-            batch = torch.broadcast_shapes(rows.shape[:-2], self._batch)
+            batch = broadcast_batch(rows.shape[:-2], self._batch)
         except RuntimeError:
             raise ValueError(
                 f"batch dimensions of x of shape {tuple(x.shape)} must broadcast with those of a "
@@ -223,10 +226,11 @@ class HouseholderSVD(SVDAlgebra):
             if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
                 y = torch.matmul(y, self.to_dense().mT)
             else:
-                y = apply_reflectors(y, self.right, transpose=True, triangular=self.triangular)
+                left, right = prepare_pair(self.left, self.right, self.triangular)
+                y = apply_checked(y, self.right, True, self.triangular, right)
                 y = y if n <= m else y[..., :m]
                 y = _resize(y * self._signed.unsqueeze(-2), m)
-                y = apply_reflectors(y, self.left, triangular=self.triangular)
+                y = apply_checked(y, self.left, False, self.triangular, left)
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
 
     def to_dense(self) -> Tensor:

@@ -99,6 +99,14 @@ def resolve_num_reflectors(
     return left, right
 
 
+def broadcast_batch(*shapes: torch.Size) -> torch.Size:
+    """``torch.broadcast_shapes``, at once where all shapes are the same."""
+    first = shapes[0]
+    if all(shape == first for shape in shapes):
+        return first
+    return torch.broadcast_shapes(*shapes)
+
+
 def check_factors(
     left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
 ) -> torch.Size:
@@ -125,7 +133,7 @@ def check_factors(
                 f"got {tuple(factor.shape)}"
             )
     try:
-        return torch.broadcast_shapes(
+        return broadcast_batch(
             *(factor.shape[:-2] for factor in matrices.values()),
             *(factor.shape[:-1] for factor in vectors.values()),
         )

@@ -8,7 +8,12 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from spectral_triton import compact_wy, reference
 from spectral_triton.householder import apply_reflectors, forms_product, householder_product
-from spectral_triton.householder_function import ApplyReflectors, HouseholderProduct, prepare
+from spectral_triton.householder_function import (
+    ApplyReflectors,
+    HouseholderProduct,
+    prepare,
+    prepare_pair,
+)
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 
@@ -308,3 +313,16 @@ def test_no_gradient_of_reflectors_is_computed_where_none_is_needed():
     close(grads[0], oracle(torch.ones(2, 5), v, True))
     q = HouseholderProduct.apply(v.requires_grad_(), *prepare(v, False, 5), 5, False)
     assert q.grad_fn.apply(torch.ones_like(q))[1:] == (None,) * 5
+
+
+@pytest.mark.parametrize("triangular", [False, True])
+def test_two_matrices_are_prepared_as_each_by_itself(triangular):
+    first, second = torch.randn(2, 3, 5).unbind(0)
+    pair = prepare_pair(first, second, triangular)
+    for prepared, alone in zip(pair, (first, second), strict=True):
+        torch.testing.assert_close(prepared, prepare(alone, triangular, 7), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [((3, 5), (2, 5)), ((0, 5), (0, 5)), ((2, 3, 5), (2, 3, 5))])
+def test_only_two_single_matrices_of_one_shape_are_prepared_together(shapes):
+    assert prepare_pair(*map(torch.ones, shapes), False) == (None, None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spectral_triton.validation import (
+    broadcast_batch,
     check_bounds,
     check_choice,
     check_factors,
@@ -105,3 +106,11 @@ def test_factors_give_their_batch():
     assert check_factors(left, sigma, right, torch.ones(7, 1, 1, 3)) == (7, 5, 3)
     with pytest.raises(ValueError, match=r"batch dimensions.*left \(5, 1, 2, 4\)"):
         check_factors(left, sigma, right, torch.ones(2, 3))
+
+
+def test_batches_broadcast():
+    size = torch.Size
+    assert broadcast_batch(size((2, 3)), size((2, 3))) == (2, 3)
+    assert broadcast_batch(size(()), size((4, 1)), size((3,))) == (4, 3)
+    with pytest.raises(RuntimeError):
+        broadcast_batch(size((2,)), size((3,)))
