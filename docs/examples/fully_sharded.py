@@ -1,5 +1,6 @@
 """torchrun --nproc_per_node=2 fully_sharded.py [FOLDER]"""
 
+import gc
 import os
 import sys
 
@@ -13,44 +14,50 @@ from torch.distributed.fsdp import fully_shard
 
 from spectral_triton import SVDLinear
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "checkpoint"
+
+def train(folder):
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    mesh = init_device_mesh(kind, (dist.get_world_size(),))
+
+    # Nothing has memory before it is sharded.
+    with torch.device("meta"):
+        model = nn.Sequential(SVDLinear(20, 64, num_reflectors=8), nn.ReLU(), SVDLinear(64, 1))
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    model.to_empty(device=kind)
+    for layer in (model[0], model[2]):
+        layer.reset_parameters()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    torch.manual_seed(1 + dist.get_rank())  # other data on each process
+    for _ in range(30):
+        x = torch.randn(16, 20, device=kind)
+        loss = nn.functional.mse_loss(model(x), x.sum(1, keepdim=True))
+        penalty = 1e-3 * model[0].singular_values.square().mean()  # gathered: every process asks
+        optimizer.zero_grad()
+        (loss + penalty).backward()
+        optimizer.step()
+
+    # Each process writes its shards.
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
+
+    # To go on, also with another number of processes: the same lines up to the optimizer, then
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(state, checkpoint_id=folder)
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+
+    sigma = model[0].singular_values  # gathered: every process asks
+    if dist.get_rank() == 0:
+        print(f"loss {loss.item():.4f}, singular values {sigma.min():.3f} to {sigma.max():.3f}")
+
+
 dist.init_process_group()
-kind = "cuda" if torch.cuda.is_available() else "cpu"
-if kind == "cuda":
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-mesh = init_device_mesh(kind, (dist.get_world_size(),))
-
-# Nothing has memory before it is sharded.
-with torch.device("meta"):
-    model = nn.Sequential(SVDLinear(20, 64, num_reflectors=8), nn.ReLU(), SVDLinear(64, 1))
-for layer in (model[0], model[2], model):
-    fully_shard(layer, mesh=mesh)
-model.to_empty(device=kind)
-for layer in (model[0], model[2]):
-    layer.reset_parameters()
-optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-
-torch.manual_seed(1 + dist.get_rank())  # other data on each process
-for _ in range(30):
-    x = torch.randn(16, 20, device=kind)
-    loss = nn.functional.mse_loss(model(x), x.sum(1, keepdim=True))
-    penalty = 1e-3 * model[0].singular_values.square().mean()  # gathered: every process asks
-    optimizer.zero_grad()
-    (loss + penalty).backward()
-    optimizer.step()
-
-# Each process writes its shards.
-model_state, optimizer_state = get_state_dict(model, optimizer)
-dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
-
-# To go on, also with another number of processes: the same lines up to the optimizer, then
-state = {"model": model_state, "optimizer": optimizer_state}
-dcp.load(state, checkpoint_id=folder)
-set_state_dict(
-    model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-)
-
-sigma = model[0].singular_values  # gathered: every process asks
-if dist.get_rank() == 0:
-    print(f"loss {loss.item():.4f}, singular values {sigma.min():.3f} to {sigma.max():.3f}")
+train(sys.argv[1] if len(sys.argv) > 1 else "checkpoint")
+gc.collect()  # what still holds the process group goes first: gloo aborts otherwise, now and then
+dist.barrier()
 dist.destroy_process_group()
