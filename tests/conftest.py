@@ -1,6 +1,8 @@
 """What every test relies on: a seed, float64 by default, uninitialised memory that shows itself."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,6 +25,29 @@ def device(request):
 def kernel_device():
     """Where kernels run: a GPU natively, the CPU in the interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def torchrun():
+    """Runs a program in two processes of one thread each; what they print."""
+
+    def run(*arguments, cwd):
+        inherited = {
+            k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")
+        }
+        result = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+            + [str(argument) for argument in arguments],
+            cwd=cwd,
+            env=inherited | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+        return result.stdout
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -176,6 +176,7 @@ def test_autocast_with_a_scaled_gradient(name, dtype):
     scaler.unscale_(optimizer)
     (reference(x) - 3).square().mean().backward()
     for ours, exact in zip(model.parameters(), reference.parameters(), strict=True):
+        # Half precision rounds to 0.4 %, a few times on the way, and cancels in short sums.
         assert (ours.grad - exact.grad).norm() <= 0.05 * exact.grad.norm() + 1e-3
     scaler.step(optimizer)
     scaler.update()

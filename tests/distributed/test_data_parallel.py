@@ -1,10 +1,7 @@
 """DDP and FSDP2 on two processes compute what one process does with the same global batch."""
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,22 +19,6 @@ pytestmark = [
 PROGRAM = Path(__file__).parent / "program.py"
 
 
-def torchrun(*arguments, cwd):
-    """Two processes of one thread each; what they print."""
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + [str(argument) for argument in arguments],
-        cwd=cwd,
-        env=variables | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def program():
     spec = importlib.util.spec_from_file_location("program", PROGRAM)
@@ -47,7 +28,7 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(torchrun, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     torchrun(PROGRAM, folder, cwd=folder)
     return folder
@@ -139,7 +120,7 @@ def test_penalty_adds_to_the_gradient_of_a_loss(one, two, program):
 
 
 @pytest.mark.parametrize("name", ["data_parallel", "fully_sharded"])
-def test_programs_of_the_documentation_run(name, tmp_path):
+def test_programs_of_the_documentation_run(torchrun, name, tmp_path):
     program = PROGRAM.parents[2] / "docs" / "examples" / f"{name}.py"
     output = torchrun(program, cwd=tmp_path)
     assert re.fullmatch(r"loss \d+\.\d+, singular values (0\.99|1).* to 1\.0\d+\n", output)

@@ -3,9 +3,6 @@
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,21 +20,6 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
-def torchrun(*arguments, cwd):
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TRITON_INTERPRET")}
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        + [str(argument) for argument in arguments],
-        cwd=cwd,
-        env=variables | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    return result.stdout
-
-
 @pytest.fixture(scope="module")
 def program():
     spec = importlib.util.spec_from_file_location("two_processes", PROGRAM)
@@ -47,7 +29,7 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(torchrun, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     torchrun(PROGRAM, folder, cwd=folder)
     return folder
@@ -111,7 +93,7 @@ def test_two_processes_go_on_where_one_stopped_and_back(two, program, tmp_path):
 
 
 @needs_gloo
-def test_command_line_runs_unchanged_under_torchrun(tmp_path):
+def test_command_line_runs_unchanged_under_torchrun(torchrun, tmp_path):
     options = "--length 4 --steps 4 --hidden 4 --evaluations 2 --batch-size 6 --output out"
     command = ["-m", "spectral_triton", "train", "adding", *options.split()]
     text = torchrun(*command, cwd=tmp_path)
