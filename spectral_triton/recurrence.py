@@ -104,7 +104,8 @@ def spectral_recurrence(
     if x.dim() != 3 or x.shape[-1] != n:
         raise ValueError(f"x must have shape (T, B, n) with n = {n}, got {tuple(x.shape)}")
     check_nonlinearity(nonlinearity, negative_slope)
-    return run(x, h0, factors, nonlinearity, negative_slope, bias, reverse, None)[0]
+    options = (nonlinearity, negative_slope, bias, reverse, None)
+    return run(x, h0, factors, *options)[0].to(x.dtype)
 
 
 def run(
@@ -116,8 +117,14 @@ def run(
     bias: Tensor | None,
     reverse: bool,
     batch_sizes: Tensor | None,
+    weight_ih: Tensor | None = None,
+    bias_ih: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """All states and the last ones, for (T, B, n) or the rows of a PackedSequence."""
+    """All states and the last ones, for (T, B, n) or the rows of a PackedSequence, unrounded.
+
+    With ``weight_ih`` x is (T, B, features), or rows of features, and what enters a step is
+    weight_ih x_t + bias_ih.
+    """
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     if len(factors.shape) != 2 or factors.shape[0] != factors.shape[1]:
         raise ValueError(f"factors must be one square matrix, got shape {tuple(factors.shape)}")
@@ -136,17 +143,18 @@ def run(
             raise ValueError(f"bias must have shape {(n,)}, got {tuple(bias.shape)}")
     with without_autocast(x.device.type):
         dtype = full_precision(x.dtype, factors.dtype)
+        weight_ih, bias_ih, bias = (
+            None if a is None else a.to(dtype) for a in (weight_ih, bias_ih, bias)
+        )
         r = factors.left.shape[-2] + factors.right.shape[-2]
         form = recurrence_form(x, n, r)
         if form == "folded" or (form is None and folds(n, r)):
             scale, p, q = (a.to(dtype) for a in fold(factors))
         else:
             scale, p, q = None, factors.to_dense().to(dtype), None
-        bias = None if bias is None else bias.to(dtype)
-        slope = float(negative_slope)
-        options = (batch_sizes, nonlinearity, slope, reverse)
-        y, last = recurrence(x.to(dtype), h0.to(dtype), scale, p, q, bias, *options)
-        return y.to(x.dtype), last.to(x.dtype)
+        options = (batch_sizes, nonlinearity, float(negative_slope), reverse)
+        inputs = (x.to(dtype), weight_ih, bias_ih, h0.to(dtype))
+        return recurrence(*inputs, scale, p, q, bias, *options)
 
 
 def check_nonlinearity(nonlinearity: str, negative_slope: float) -> None:

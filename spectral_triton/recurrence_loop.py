@@ -1,26 +1,40 @@
 r"""The time loop in plain PyTorch: preallocated buffers, a few in-place calls a step, no autograd.
 
-Note [Rows of a packed batch]
-    x is (T, B, n), or the rows of a PackedSequence with its batch_sizes: step t then owns the next
-    batch_sizes[t] rows, one for each sequence still running, longest first. Going forward in time
-    the state loses its last rows as sequences end. Going backward it gains the rows of h0 of the
-    sequences that start there. The gradient runs the other way round, with the gradient of h_n in
-    the place of h0.
+Note [Chunks]
+    On a CPU a step is a small product, and memory is what costs: fresh pages, and sequences that
+    leave the cache between two passes over them. So the steps are taken in chunks that stay in
+    cache. Forward, a chunk's inputs are projected into the memory of its outputs, where the steps
+    then add to them. Backward, the gradients of a chunk's pre-activations live in a small buffer
+    and go into the sums for all weights while they are at hand. Nothing of the size of the
+    sequence is written but the output and, where it is asked for, the gradient of the input.
 
-The weight comes as W itself (``scale`` and ``q`` None, ``p`` = W), or folded:
-W = diag(scale) - P Qᵀ with P and Q of shape (n, r).
+x is flat, (rows, features), with its :class:`Steps`. The weight comes as W itself (``scale`` and
+``q`` None, ``p`` = W), or folded: W = diag(scale) - P Qᵀ with P and Q of shape (n, r).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.steps import Steps, carry
+
+# Elements of a chunk: half a MiB in float32, so that all it needs stays in a core's cache.
+CHUNK = 1 << 17
+# Rows below which products over a chunk's rows are too thin.
+FEWEST_ROWS = 256
+
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 _leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
+
+
+def chunk_rows(n: int) -> int:
+    """Rows of n features to take at once."""
+    return max(FEWEST_ROWS, CHUNK // n)
 
 
 def _activate(nonlinearity: str, slope: float, bias: Tensor | None) -> Callable[[Tensor], object]:
@@ -49,213 +63,131 @@ def _deactivate(nonlinearity: str, slope: float) -> Callable[[Tensor, Tensor], o
     return lambda grad, y: None
 
 
-def _steps(rows: Tensor, batch_sizes: list[int] | None) -> tuple[Tensor, ...]:
-    return rows.unbind(0) if batch_sizes is None else rows.split(batch_sizes)
-
-
-def _in_order(steps: Iterable[tuple[Tensor, ...]], backward: bool) -> list[tuple[Tensor, ...]]:
-    return list(steps)[::-1] if backward else list(steps)
+def project(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor) -> None:
+    """weight x + bias for every row, x itself without a weight, into ``out``."""
+    if weight is None:
+        out.copy_(x)
+    elif bias is None:
+        torch.mm(x, weight.mT, out=out)
+    else:
+        torch.addmm(bias, x, weight.mT, out=out)
 
 
 def loop_fwd(
     x: Tensor,
+    weight_ih: Tensor | None,
+    bias_ih: Tensor | None,
     h0: Tensor,
     scale: Tensor | None,
     p: Tensor,
     q: Tensor | None,
     bias: Tensor | None,
-    batch_sizes: list[int] | None,
+    steps: Steps,
     nonlinearity: str,
     slope: float,
-    reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """All outputs, shaped like x, and the coefficients Qᵀ h of every step (none if dense)."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    coefficients = x.new_empty((*x.shape[:-1], 0 if q is None else q.shape[-1]))
+    """All outputs, (rows, n), and the coefficients Qᵀ h of every step (none if dense)."""
+    n = h0.shape[-1]
+    y = x.new_empty(len(x), n)
+    coefficients = x.new_empty(len(x), 0 if q is None else q.shape[-1])
     activate = _activate(nonlinearity, slope, bias)
-    p_t = p.mT
-    steps = zip(
-        _steps(x, batch_sizes),
-        _steps(y, batch_sizes),
-        _steps(coefficients, batch_sizes),
-        strict=True,
-    )
+    p_t = p.mT.contiguous()
     h = h0
-    for x_t, y_t, c_t in _in_order(steps, reverse):
-        if batch_sizes is not None and len(h) != len(x_t):
-            h = h[: len(x_t)] if len(h) > len(x_t) else torch.cat((h, h0[len(h) : len(x_t)]))
-        if q is None:
-            torch.addmm(x_t, h, p_t, out=y_t)
-        else:
-            torch.mm(h, q, out=c_t)
-            torch.addcmul(x_t, h, scale, out=y_t)
-            y_t.addmm_(c_t, p_t, alpha=-1)
-        activate(y_t)
-        h = y_t
+    for chunk in steps.chunks(chunk_rows(n)):
+        rows = chunk.of(y)
+        project(chunk.of(x), weight_ih, bias_ih, rows)
+        parts = chunk.split(rows), chunk.split(chunk.of(coefficients))
+        for y_t, c_t in zip(*parts, strict=True):
+            h = carry(h, h0, len(y_t))
+            if q is None:
+                y_t.addmm_(h, p_t)
+            else:
+                torch.mm(h, q, out=c_t)
+                y_t.addcmul_(h, scale).addmm_(c_t, p_t, alpha=-1)
+            activate(y_t)
+            h = y_t
     return y, coefficients
 
 
-def loop_fwd_plain(
-    x: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    batch_sizes: list[int] | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> Tensor:
-    """All outputs in operations that have derivatives of every kind."""
-    activate = _activate(nonlinearity, slope, bias)
-    h, outputs = h0, []
-    for (x_t,) in _in_order(zip(_steps(x, batch_sizes), strict=True), reverse):
-        h = h[: len(x_t)] if len(h) >= len(x_t) else torch.cat((h, h0[len(h) : len(x_t)]))
-        h = x_t + (h @ p.mT if q is None else h * scale - (h @ q) @ p.mT)
-        activate(h)
-        outputs.append(h)
-    outputs = outputs[::-1] if reverse else outputs
-    if not outputs:
-        return torch.zeros_like(x)
-    return torch.stack(outputs) if batch_sizes is None else torch.cat(outputs)
+class _Transpose:
+    """Multiplies gradients by Wᵀ."""
+
+    def __init__(self, scale: Tensor | None, p: Tensor, q: Tensor | None) -> None:
+        self.scale, self.p = scale, p.contiguous()
+        self.q_t = None if q is None else q.mT.contiguous()
+
+    def into(self, out: Tensor, dz: Tensor, coefficients: Tensor, base: Tensor | None) -> None:
+        """base + Wᵀ dz into out, Pᵀ dz into coefficients if folded."""
+        if self.q_t is None:
+            if base is None:
+                torch.mm(dz, self.p, out=out)
+            else:
+                torch.addmm(base, dz, self.p, out=out)
+            return
+        torch.mm(dz, self.p, out=coefficients)
+        if base is None:
+            torch.mul(dz, self.scale, out=out)
+        else:
+            torch.addcmul(base, dz, self.scale, out=out)
+        out.addmm_(coefficients, self.q_t, alpha=-1)
 
 
 def loop_bwd(
     grad_y: Tensor | None,
     grad_last: Tensor | None,
+    x: Tensor,
+    weight_ih: Tensor | None,
     y: Tensor,
+    coefficients: Tensor,
     h0: Tensor,
     scale: Tensor | None,
     p: Tensor,
     q: Tensor | None,
-    batch_sizes: list[int] | None,
+    steps: Steps,
     nonlinearity: str,
     slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the pre-activations (so of x) and of h0, and Pᵀ of the former (none if dense).
+    sums: GradientSums,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (empty unless ``sums`` wants it) and of h0; those of weights go to ``sums``.
 
     ``grad_y`` belongs to the outputs, ``grad_last`` to each sequence's last state; None is zero.
     """
-    grad_z = torch.empty_like(y)
-    coefficients = y.new_empty((*y.shape[:-1], 0 if q is None else q.shape[-1]))
-    deactivate = _deactivate(nonlinearity, slope)
-    q_t = None if q is None else q.mT
-
-    def pull(dz: Tensor, base: Tensor | None, c: Tensor, out: Tensor) -> None:
-        """base + Wᵀ dz into out."""
-        if q_t is None:
-            torch.mm(dz, p, out=out) if base is None else torch.addmm(base, dz, p, out=out)
-            return
-        torch.mm(dz, p, out=c)
-        if base is None:
-            torch.mul(dz, scale, out=out)
-        else:
-            torch.addcmul(base, dz, scale, out=out)
-        out.addmm_(c, q_t, alpha=-1)
-
-    outputs, grads = _steps(y, batch_sizes), _steps(grad_z, batch_sizes)
-    incoming = (None,) * len(outputs) if grad_y is None else _steps(grad_y, batch_sizes)
-    steps = zip(outputs, incoming, grads, _steps(coefficients, batch_sizes), strict=True)
-    last = torch.zeros_like(h0) if grad_last is None else grad_last
+    n, wants_x = h0.shape[-1], sums.wants("x")
+    grad_x = torch.empty_like(x) if wants_x else x.new_empty(0)
     grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    # The gradient that has come down to the state before the step at hand, while rows change.
-    carried = last
-    dz = c = None
-    for y_t, dy_t, dz_t, c_t in _in_order(steps, not reverse):
-        if dz is not None and len(dz) == len(dz_t):
-            pull(dz, dy_t, c, dz_t)
-        else:
-            if dz is not None:
-                carried = torch.empty_like(dz)
-                pull(dz, None, c, carried)
-            if len(carried) > len(dz_t):
-                if dz is not None:
-                    grad_h0[len(dz_t) : len(carried)] = carried[len(dz_t) :]
-                carried = carried[: len(dz_t)]
-            elif len(carried) < len(dz_t):
-                carried = torch.cat((carried, last[len(carried) : len(dz_t)]))
-            dz_t.copy_(carried) if dy_t is None else torch.add(carried, dy_t, out=dz_t)
-        deactivate(dz_t, y_t)
-        dz, c = dz_t, c_t
-    if dz is None:
-        grad_h0.copy_(last)
-    else:
-        pull(dz, None, c, grad_h0[: len(dz)])
-    return grad_z, grad_h0, coefficients
-
-
-def previous_states(
-    y: Tensor, h0: Tensor, batch_sizes: list[int] | None, reverse: bool
-) -> list[tuple[Tensor, slice]]:
-    """The state before each step: pairs of states and the rows of a flat x they belong to."""
-    n = y.shape[-1]
-    if batch_sizes is None:
-        size, rows = h0.shape[0], y.shape[0] * h0.shape[0]
-        flat = y.reshape(rows, n)
-        if not rows:
-            return []
-        if reverse:
-            return [(flat[size:], slice(0, rows - size)), (h0, slice(rows - size, rows))]
-        return [(flat[: rows - size], slice(size, rows)), (h0, slice(0, size))]
-    pieces, h = [], h0
-    for y_t in _in_order(zip(_steps(y, batch_sizes), strict=True), reverse):
-        size = len(y_t[0])
-        h = h[:size] if len(h) >= size else torch.cat((h, h0[len(h) : size]))
-        pieces.append(h)
-        h = y_t[0]
-    if not pieces:
-        return []
-    return [(torch.cat(pieces[::-1] if reverse else pieces), slice(0, len(y)))]
-
-
-def loop_bwd_plain(
-    grad_y: Tensor | None,
-    grad_last: Tensor | None,
-    y: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    batch_sizes: list[int] | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """loop_bwd in operations that autograd records, for second derivatives."""
-
-    def deactivate(grad: Tensor, y_t: Tensor) -> Tensor:
-        if nonlinearity == "tanh":
-            return grad * (1 - y_t * y_t)
-        if nonlinearity == "relu":
-            return grad * (y_t > 0)
-        if nonlinearity == "leaky_relu":
-            return torch.where(y_t > 0, grad, slope * grad)
-        return grad * (y_t != 0) if nonlinearity == "modrelu" else grad
-
-    outputs = _steps(y, batch_sizes)
-    incoming = (None,) * len(outputs) if grad_y is None else _steps(grad_y, batch_sizes)
+    chunks = list(steps.chunks(chunk_rows(n), backward=True))
+    longest = max((chunk.end - chunk.start for chunk in chunks), default=0)
+    buffer = None if wants_x and weight_ih is None else y.new_empty(longest, n)
+    back = y.new_empty(longest, 0 if q is None else q.shape[-1])
+    deactivate, transpose = _deactivate(nonlinearity, slope), _Transpose(scale, p, q)
     last = torch.zeros_like(h0) if grad_last is None else grad_last
-    carried, grads, starting = last, [], []
-    for y_t, dy_t in _in_order(zip(outputs, incoming, strict=True), not reverse):
-        size = len(y_t)
-        if len(carried) < size:
-            carried = torch.cat((carried, last[len(carried) : size]))
-        elif len(carried) > size:
-            if grads:
-                starting.append(carried[size:])
-            carried = carried[:size]
-        dz = deactivate(carried if dy_t is None else carried + dy_t, y_t)
-        carried = dz @ p if q is None else scale * dz - (dz @ p) @ q.mT
-        grads.append(dz)
-    if not grads:
-        return (
-            torch.zeros_like(y),
-            last,
-            y.new_zeros((*y.shape[:-1], 0 if q is None else len(q.mT))),
-        )
-    grads = grads if reverse else grads[::-1]
-    grad_z = torch.stack(grads) if batch_sizes is None else torch.cat(grads)
-    grad_h0 = torch.cat((carried, *reversed(starting)))
-    return grad_z, grad_h0, grad_z[..., :0] if q is None else grad_z @ p
+    carried = last  # What has come down to the state before the step at hand.
+    for chunk in chunks:
+        size = chunk.end - chunk.start
+        dz_rows = chunk.of(grad_x) if buffer is None else buffer[:size]
+        back_rows = back[:size]
+        parts = [chunk.split(rows, True) for rows in (chunk.of(y), dz_rows, back_rows)]
+        incoming = [None] * len(parts[0]) if grad_y is None else chunk.split(chunk.of(grad_y), True)
+        dz = c = None
+        for y_t, dz_t, c_t, dy_t in zip(*parts, incoming, strict=True):
+            if dz is not None and len(dz) == len(dz_t):
+                transpose.into(dz_t, dz, c, dy_t)
+            else:
+                if dz is not None:
+                    carried = torch.empty_like(dz)
+                    transpose.into(carried, dz, c, None)
+                if len(carried) > len(dz_t):  # These sequences start here, going back in time.
+                    grad_h0[len(dz_t) : len(carried)] = carried[len(dz_t) :]
+                carried = carry(carried, last, len(dz_t))
+                dz_t.copy_(carried) if dy_t is None else torch.add(carried, dy_t, out=dz_t)
+            deactivate(dz_t, y_t)
+            dz, c = dz_t, c_t
+        if dz is not None:
+            carried = torch.empty_like(dz)
+            transpose.into(carried, dz, c, None)
+        if buffer is not None and wants_x:
+            torch.mm(dz_rows, weight_ih, out=chunk.of(grad_x))
+        kept, own = chunk.of(coefficients), (chunk.of(x), chunk.of(y))
+        sums.add(dz_rows, *own, chunk.before(y, h0), kept, back_rows)
+    grad_h0[: len(carried)] = carried
+    return grad_x, grad_h0

@@ -10,7 +10,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spectral_triton.recurrence import check_nonlinearity, run
 from spectral_triton.recurrent_layer import RecurrentLayer
-from spectral_triton.rnn_parameters import modrelu_bias, project_input, reset_cell_parameters_
+from spectral_triton.rnn_parameters import (
+    input_weights,
+    modrelu_bias,
+    reset_cell_parameters_,
+    result_dtype,
+)
 from spectral_triton.rnn_state import read_sequences
 from spectral_triton.spectrum import Spectrum
 
@@ -129,16 +134,11 @@ class SpectralRNN(RecurrentLayer):
     def _run(
         self, x: Tensor, h0: Tensor, suffix: str, reverse: bool, batch_sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return run(
-            project_input(self, suffix, x),
-            h0,
-            self._svd_weight(suffix).factors,
-            self.nonlinearity,
-            self.negative_slope,
-            modrelu_bias(self, suffix),
-            reverse,
-            batch_sizes,
-        )
+        bias = modrelu_bias(self, suffix)
+        options = (self.nonlinearity, self.negative_slope, bias, reverse, batch_sizes)
+        weights = input_weights(self, suffix, x)
+        y, last = run(x, h0, self._svd_weight(suffix).factors, *options, *weights)
+        return y.to(result_dtype(x)), last.to(result_dtype(x))
 
     @classmethod
     def from_rnn(

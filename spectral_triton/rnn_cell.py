@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spectral_triton.recurrence import check_nonlinearity, run
 from spectral_triton.recurrent_cell import RecurrentCell
-from spectral_triton.rnn_parameters import modrelu_bias, project_input, reset_cell_parameters_
+from spectral_triton.rnn_parameters import input_weights, modrelu_bias, reset_cell_parameters_
 from spectral_triton.spectrum import Spectrum
 
 
@@ -84,8 +84,8 @@ class SpectralRNNCell(RecurrentCell):
         x = self._read(input).unsqueeze(0)
         h0 = self._state(hx, x[0], input.dim() == 2)
         options = (self.nonlinearity, self.negative_slope, modrelu_bias(self, ""), False, None)
-        h = run(project_input(self, "", x), h0, self.factors, *options)[1]
-        return h if input.dim() == 2 else h.squeeze(0)
+        h = run(x, h0, self.factors, *options, *input_weights(self, "", x))[1]
+        return self._result(h, input)
 
     @classmethod
     def from_rnn_cell(

@@ -47,16 +47,14 @@ def reset_cell_parameters_(module: nn.Module, suffix: str) -> None:
             nn.init.zeros_(parameter)
 
 
-def project_input(module: nn.Module, suffix: str, x: Tensor) -> Tensor:
-    """W_ih x + b_ih + b_hh for all steps at once."""
-    # Not get_parameter: functional_call puts plain tensors in the place of parameters.
-    parameters: dict[str, Any] = module._parameters
-    weight: Tensor = parameters[f"weight_ih{suffix}"]
+def input_weights(module: nn.Module, suffix: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """W_ih and b_ih + b_hh, for an input of their dtype."""
+    # Not get_parameter: functional_call and parametrizations put plain tensors in the place of
+    # parameters.
+    weight: Tensor = getattr(module, f"weight_ih{suffix}")
     check_input_dtype(x, weight)
-    bias: Tensor | None = parameters.get(f"bias_ih{suffix}")
-    if bias is not None:
-        bias = bias + parameters[f"bias_hh{suffix}"]
-    return nn.functional.linear(x, weight, bias)
+    first, second = (getattr(module, f"{name}{suffix}", None) for name in BIASES)
+    return weight, None if first is None else first + second
 
 
 def check_input_dtype(x: Tensor, weight: Tensor) -> None:

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from spectral_triton import reference
+from spectral_triton import recurrence_loop, reference
+from spectral_triton.gradient_sums import GradientSums
 from spectral_triton.recurrence import NONLINEARITIES
-from spectral_triton.recurrence_loop import loop_bwd, loop_bwd_plain, loop_fwd, previous_states
+from spectral_triton.recurrence_loop import loop_bwd, loop_fwd
+from spectral_triton.recurrence_plain import plain_bwd, plain_fwd
+from spectral_triton.steps import Steps
 
 # None: three steps of three sequences.
 BATCH_SIZES = [None, [3, 3, 3], [3, 2, 2, 1], [1, 1], [2, 1]]
@@ -47,71 +50,149 @@ def oracle(x, h0, w, batch_sizes, nonlinearity, bias, reverse):
     return y, y[rows]
 
 
+@pytest.fixture(params=[1, 4])
+def rows_at_once(request, monkeypatch):
+    """Chunks of one step and of some; those of all steps are tested with the public functions."""
+    monkeypatch.setattr(recurrence_loop, "chunk_rows", lambda n: request.param)
+
+
+def projection(with_weight, n, features=3):
+    """weight_ih, bias_ih, and what they make of x."""
+    if not with_weight:
+        return None, None, lambda x: x
+    weight, bias = torch.randn(n, features), torch.randn(n) if with_weight == 2 else None
+    return weight, bias, lambda x: torch.nn.functional.linear(x, weight, bias)
+
+
+def backward(name, cotangents, arguments, batch_sizes, nonlinearity, reverse, needs):
+    """Gradients by all arguments, by the loop or by plain operations."""
+    y, kept, x, weight_ih, bias_ih, h0, scale, p, q, bias = arguments
+    if name == "plain":
+        sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
+        options = (sizes, nonlinearity, 0.3, reverse)
+        return plain_bwd(needs, *cotangents, *arguments, *options)
+    sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
+    steps = Steps.of(y, sizes, reverse)
+    sums = GradientSums(needs, q is not None)
+    rows = [None if a is None else a.flatten(0, -2) for a in (cotangents[0], x, y, kept)]
+    weights = (weight_ih, *rows[2:], h0, scale, p, q)
+    options = (steps, nonlinearity, 0.3, sums)
+    grad_x, grad_h0 = loop_bwd(rows[0], cotangents[1], rows[1], *weights, *options)
+    given = (x, weight_ih, bias_ih, h0, scale, p, q, bias)
+    return sums.gradients(grad_x.view(x.shape) if needs[0] else grad_x, grad_h0, given)
+
+
 @every_case
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_forward_and_backward(nonlinearity, batch_sizes, folded, reverse):
-    n = 4
+@pytest.mark.parametrize("with_weight", [0, 2])
+def test_forward_and_backward(
+    with_weight, nonlinearity, batch_sizes, folded, reverse, rows_at_once
+):
+    n, reverse = 4, bool(reverse)
     weight, w = weights(n, folded)
-    x, h0 = (a.requires_grad_() for a in inputs(batch_sizes, n))
+    weight_ih, bias_ih, projected = projection(with_weight, n)
+    x, h0 = inputs(batch_sizes, n)
+    x = torch.randn(*x.shape[:-1], 3) if with_weight else x
     bias = torch.randn(n) / 2 if nonlinearity == "modrelu" else None
-    expected, last = oracle(x, h0, w, batch_sizes, nonlinearity, bias, reverse)
-    options = (batch_sizes, nonlinearity, 0.3, bool(reverse))
+    leaves = [a for a in (x, weight_ih, bias_ih, h0, *weight, bias) if a is not None]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    w = weight[1] if not folded else torch.diag(weight[0]) - weight[1] @ weight[2].mT
+    expected, last = oracle(projected(x), h0, w, batch_sizes, nonlinearity, bias, reverse)
+    sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
+    given = (x, weight_ih, bias_ih, h0, *weight, bias)
     with torch.no_grad():
-        y, coefficients = loop_fwd(x, h0, *weight, bias, *options)
-    close(y, expected.detach())
-    before = previous_states(y, h0.detach(), batch_sizes, bool(reverse))
-    rows = torch.cat([torch.arange(len(y.flatten(0, -2)))[rows] for _, rows in before])
-    assert torch.equal(rows.sort().values, torch.arange(len(y.flatten(0, -2))))
-    scale, p, q = weight
-    for h, at in before:
-        if folded:
-            close(coefficients.flatten(0, -2)[at], h @ q)
-        z = h @ w.mT + x.detach().flatten(0, -2)[at]
-        close(y.flatten(0, -2)[at], reference.activation(z, nonlinearity, 0.3, bias))
-    assert folded or coefficients.numel() == 0
+        steps = Steps.of(x, sizes, reverse)
+        rows = x.flatten(0, -2)
+        y, kept = loop_fwd(rows, *given[1:], steps, nonlinearity, 0.3)
+        close(y.view_as(expected), expected.detach())
+        plain_y, plain_kept = plain_fwd(*given, sizes, nonlinearity, 0.3, reverse)
+        close(plain_y, expected.detach())
+        close(plain_kept.flatten(0, -2), kept)
+        for h, at in steps.whole().before(y, h0):
+            close(kept[at], h @ weight[2] if folded else h[:, :0])
 
-    grad_y, grad_last = torch.randn_like(expected), torch.randn_like(last)
+        grad_y, grad_last = torch.randn_like(expected), torch.randn_like(last)
     for cotangents in ((grad_y, grad_last), (grad_y, None), (None, grad_last)):
         chosen = [
             (o, g) for o, g in zip((expected, last), cotangents, strict=True) if g is not None
         ]
-        outputs, given = zip(*chosen, strict=True)
-        wanted = torch.autograd.grad(outputs, (x, h0), given, retain_graph=True)
-        for backward in (loop_bwd, loop_bwd_plain):
+        outputs, cotangent = zip(*chosen, strict=True)
+        wanted = torch.autograd.grad(outputs, leaves, cotangent, retain_graph=True)
+        needs = [a is not None for a in given]
+        for name in ("loop", "plain"):
             with torch.no_grad():
-                grad_z, grad_h0, back = backward(*cotangents, y, h0, scale, p, q, *options)
-            close(grad_z, wanted[0])
-            close(grad_h0, wanted[1])
-            assert back.shape == coefficients.shape
-            if folded:
-                close(back, grad_z @ p)
+                arguments = (expected.detach(), kept.view(*expected.shape[:-1], -1), *given)
+                grads = backward(
+                    name, cotangents, arguments, batch_sizes, nonlinearity, reverse, needs
+                )
+            found = [grad for grad in grads if grad is not None]
+            assert len(found) == len(leaves)
+            for grad, other in zip(found, wanted, strict=True):
+                close(grad, other)
 
 
 @pytest.mark.parametrize("folded", [0, 1])
-def test_no_steps_and_no_sequences(folded):
+@pytest.mark.parametrize("with_weight", [0, 1])
+@pytest.mark.parametrize(("shape", "rows"), [((0, 2), 2), ((3, 0), 0)])
+def test_no_steps_and_no_sequences(shape, rows, with_weight, folded):
     weight, _ = weights(4, folded)
-    last = torch.randn(2, 4)
-    for shape, rows in (((0, 2, 4), 2), ((3, 0, 4), 0)):
-        x, h0 = torch.randn(shape), torch.randn(rows, 4)
-        y, coefficients = loop_fwd(x, h0, *weight, None, None, "tanh", 0.01, False)
-        assert y.shape == shape
-        assert coefficients.shape == (*shape[:-1], 2 * folded)
-        assert previous_states(y, h0, None, False) == [] or rows == 0
-        for backward in (loop_bwd, loop_bwd_plain):
-            args = (y, h0, *weight, None, "tanh", 0.01, False)
-            grad_z, grad_h0, _ = backward(None, last[:rows], *args)
-            assert grad_z.shape == shape
-            assert torch.equal(grad_h0, last[:rows])
+    weight_ih, _, _ = projection(with_weight, 4)
+    x, h0 = torch.randn(*shape, 3 if with_weight else 4), torch.randn(rows, 4)
+    given = (x, weight_ih, None, h0, *weight, None)
+    y, kept = loop_fwd(x.flatten(0, -2), *given[1:], Steps.of(x, None, False), "tanh", 0.01)
+    assert y.shape == (0, 4)
+    assert kept.shape == (0, 2 * folded)
+    plain_y, plain_kept = plain_fwd(*given, None, "tanh", 0.01, False)
+    assert plain_y.shape == (*shape, 4)
+    assert plain_kept.shape == (*shape, 2 * folded)
+    last = torch.randn(rows, 4)
+    for name in ("loop", "plain"):
+        needs = [a is not None for a in given]
+        arguments = (plain_y, plain_kept, *given)
+        grads = backward(name, (None, last), arguments, None, "tanh", False, needs)
+        for grad, argument in zip(grads, given, strict=True):
+            assert (grad is None) == (argument is None)
+            if argument is h0:
+                assert torch.equal(grad, last)
+            elif grad is not None:
+                assert torch.equal(grad, torch.zeros_like(argument))
 
 
 def test_given_tensors_are_left_alone():
     weight, _ = weights(4, 1)
     x, h0 = torch.randn(3, 2, 4), torch.randn(2, 4)
     grad_y, grad_last = torch.randn(3, 2, 4), torch.randn(2, 4)
+    given = (x, None, None, h0, *weight, None)
     copies = [a.clone() for a in (x, h0, *weight, grad_y, grad_last)]
-    y, _ = loop_fwd(x, h0, *weight, None, None, "leaky_relu", 0.3, False)
-    kept = y.clone()
-    loop_bwd(grad_y, grad_last, y, h0, *weight, None, "leaky_relu", 0.3, False)
-    given = (x, h0, *weight, grad_y, grad_last)
-    assert all(torch.equal(a, b) for a, b in zip(given, copies, strict=True))
-    assert torch.equal(y, kept)
+    steps = Steps.of(x, None, False)
+    y, kept = loop_fwd(x.flatten(0, -2), *given[1:], steps, "leaky_relu", 0.3)
+    saved = y.clone(), kept.clone()
+    arguments = (y.view(x.shape), kept.view(3, 2, -1), *given)
+    needs = [a is not None for a in given]
+    backward("loop", (grad_y, grad_last), arguments, None, "leaky_relu", False, needs)
+    tensors = (x, h0, *weight, grad_y, grad_last)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, copies, strict=True))
+    assert torch.equal(y, saved[0])
+    assert torch.equal(kept, saved[1])
+
+
+@pytest.mark.parametrize("n", [1, 64, 1024, 10**6])
+def test_chunks_fit_the_cache_but_are_no_sliver(n):
+    rows = recurrence_loop.chunk_rows(n)
+    assert rows >= recurrence_loop.FEWEST_ROWS
+    assert rows * n <= max(recurrence_loop.CHUNK, recurrence_loop.FEWEST_ROWS * n)
+
+
+def test_nothing_of_the_size_of_the_sequence_is_made_but_the_output():
+    n, features, steps, batch = 64, 2, 300, 32
+    x, h0 = torch.randn(steps, batch, features), torch.randn(batch, n)
+    weight_ih, w = torch.randn(n, features), torch.eye(n)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        args = (x.flatten(0, 1), weight_ih, None, h0, None, w, None, None)
+        loop_fwd(*args, Steps.of(x, None, False), "relu", 0.0)
+    events = profile.profiler.kineto_results.events()
+    made = [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]
+    output = 8 * steps * batch * n
+    assert sorted(made)[-1] == output
+    assert sum(made) < 1.5 * output

@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_triton import FixedSpectrum, SigmoidSpectrum, SpectralRNN, SpectralRNNCell
-from spectral_triton.rnn_parameters import modrelu_bias, project_input
+from spectral_triton import (
+    FixedSpectrum,
+    SigmoidSpectrum,
+    SpectralRNN,
+    SpectralRNNCell,
+    parametrizations,
+)
+from spectral_triton.rnn_parameters import input_weights, modrelu_bias
 
 OPTIONS = [
     {},
@@ -71,12 +77,23 @@ def test_modrelu_has_a_bias_of_its_own():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_projection(bias):
+def test_input_weights(bias):
     cell = randomize(SpectralRNNCell(2, 3, bias))
-    x = torch.randn(5, 4, 2)
-    expected = torch.einsum("tbi,oi->tbo", x, cell.weight_ih)
-    expected = expected + cell.bias_ih + cell.bias_hh if bias else expected
-    torch.testing.assert_close(project_input(cell, "", x), expected)
+    weight, total = input_weights(cell, "", torch.randn(5, 4, 2))
+    assert weight is cell.weight_ih
+    assert torch.equal(total, cell.bias_ih + cell.bias_hh) if bias else total is None
+    with pytest.raises(ValueError, match="dtype of the weights"):
+        input_weights(cell, "", torch.randn(5, 4, 2, dtype=torch.bfloat16))
+
+
+def test_input_weights_may_be_parametrized():
+    rnn = SpectralRNN(3, 5, num_reflectors=2)
+    parametrizations.svd(rnn, "weight_ih_l0")
+    weight, _ = input_weights(rnn, "_l0", torch.randn(1, 1, 3))
+    torch.testing.assert_close(weight, rnn.weight_ih_l0)
+    output, _ = rnn(torch.randn(4, 2, 3))
+    output.sum().backward()
+    assert all(p.grad is not None for p in rnn.parametrizations.parameters())
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -1,0 +1,133 @@
+"""The recurrence in operations that have derivatives of every kind, slower than the loop.
+
+Arguments are those of the registered ops, all with one more leading dimension where a recurrence
+is mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.steps import Steps, carry
+
+
+def flat(rows: Tensor, batch_sizes: Tensor | None) -> Tensor:
+    """(..., T, B, features) as (..., rows, features), which packed sequences are already."""
+    return rows.flatten(-3, -2) if batch_sizes is None else rows
+
+
+def _activation(z: Tensor, nonlinearity: str, slope: float, bias: Tensor | None) -> Tensor:
+    if nonlinearity == "tanh":
+        return z.tanh()
+    if nonlinearity == "relu":
+        return z.relu()
+    if nonlinearity == "leaky_relu":
+        return torch.nn.functional.leaky_relu(z, slope)
+    return z.sign() * (z.abs() + bias).relu() if nonlinearity == "modrelu" else z
+
+
+def _derivative(grad: Tensor, y: Tensor, nonlinearity: str, slope: float) -> Tensor:
+    """grad φ'(z), told from y = φ(z)."""
+    if nonlinearity == "tanh":
+        return grad * (1 - y * y)
+    if nonlinearity == "relu":
+        return grad * (y > 0)
+    if nonlinearity == "leaky_relu":
+        return torch.where(y > 0, grad, slope * grad)
+    return grad * (y != 0) if nonlinearity == "modrelu" else grad
+
+
+def plain_fwd(
+    x: Tensor,
+    weight_ih: Tensor | None,
+    bias_ih: Tensor | None,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    bias: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    slope: float,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """All states, and Qᵀ h of every step."""
+    whole = Steps.of(x, batch_sizes, reverse).whole()
+    rows = flat(x, batch_sizes)
+    rows = rows if weight_ih is None else rows @ weight_ih.mT
+    rows = rows if bias_ih is None else rows + bias_ih.unsqueeze(-2)
+    scale, bias = (None if a is None else a.unsqueeze(-2) for a in (scale, bias))
+    h, outputs, kept = h0, [], []
+    for x_t in whole.split(rows):
+        h = carry(h, h0, x_t.shape[-2])
+        if q is None:
+            product = h @ p.mT
+        else:
+            kept.append(h @ q)
+            product = h * scale - kept[-1] @ p.mT
+        h = _activation(x_t + product, nonlinearity, slope, bias)
+        outputs.append(h)
+    r = 0 if q is None else q.shape[-1]
+    shape = x.shape[:-1]
+    if not outputs:
+        return rows.new_zeros(*shape, h0.shape[-1]), rows.new_zeros(*shape, r)
+    y = torch.cat(outputs[::-1] if reverse else outputs, -2).view(*shape, h0.shape[-1])
+    if q is None:
+        return y, y.new_zeros(*shape, 0)
+    return y, torch.cat(kept[::-1] if reverse else kept, -2).view(*shape, r)
+
+
+def plain_bwd(
+    needs: Sequence[bool],
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    y: Tensor,
+    kept: Tensor | None,
+    x: Tensor,
+    weight_ih: Tensor | None,
+    bias_ih: Tensor | None,
+    h0: Tensor,
+    scale: Tensor | None,
+    p: Tensor,
+    q: Tensor | None,
+    bias: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    slope: float,
+    reverse: bool,
+) -> list[Tensor | None]:
+    """Gradients by all arguments from x to bias, None where not needed.
+
+    ``kept`` is not used: it is no function of y and h0 to autograd.
+    """
+    whole = Steps.of(y, batch_sizes, reverse).whole()
+    x_rows, y_rows = flat(x, batch_sizes), flat(y, batch_sizes)
+    outputs = whole.split(y_rows, backward=True)
+    incoming = [None] * len(outputs)
+    if grad_y is not None:
+        incoming = whole.split(flat(grad_y, batch_sizes), backward=True)
+    sigma = None if scale is None else scale.unsqueeze(-2)
+    last = torch.zeros_like(h0) if grad_last is None else grad_last
+    carried, grads, starting = last, [], []
+    for y_t, dy_t in zip(outputs, incoming, strict=True):
+        size = y_t.shape[-2]
+        if grads and carried.shape[-2] > size:
+            starting.append(carried[..., size:, :])
+        carried = carry(carried, last, size)
+        dz = carried if dy_t is None else carried + dy_t
+        dz = _derivative(dz, y_t, nonlinearity, slope)
+        carried = dz @ p if q is None else sigma * dz - (dz @ p) @ q.mT
+        grads.append(dz)
+    dz = torch.cat(grads if reverse else grads[::-1], -2) if grads else torch.zeros_like(y_rows)
+    sums = GradientSums(needs, q is not None, in_place=False)
+    if grads:
+        h = torch.cat([h for h, _ in whole.before(y_rows, h0)], -2)
+        products = (None, None) if q is None else (h @ q, dz @ p)
+        sums.add(dz, x_rows, y_rows, [(h, slice(None))], *products)
+    grad_x = (dz if weight_ih is None else dz @ weight_ih).reshape(x.shape)
+    grad_h0 = torch.cat((carried, *reversed(starting)), -2)
+    return sums.gradients(grad_x, grad_h0, (x, weight_ih, bias_ih, h0, scale, p, q, bias))

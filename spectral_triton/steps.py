@@ -1,0 +1,120 @@
+"""Which rows of a batch of sequences belong to which step, padded or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a recurrence over a flat sequence of rows, in the order in which it runs.
+
+    Step t owns the next ``sizes[t]`` rows, one for each sequence still running, longest first, as
+    in a PackedSequence; in a padded batch all have the same number. Going forward in time the
+    state loses its last rows as sequences end. Going backward it gains the rows of h0 of the
+    sequences that start there.
+
+    Attributes:
+        sizes: Rows of each step, never rising.
+        reverse: Whether the last step comes first.
+    """
+
+    sizes: list[int]
+    reverse: bool
+
+    @classmethod
+    def of(cls, x: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Steps:
+        """Those of (..., T, B, features), or of the rows of a PackedSequence."""
+        if batch_sizes is not None:
+            return cls(batch_sizes.tolist(), reverse)
+        return cls([x.shape[-2]] * x.shape[-3], reverse)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all steps have the same number of rows."""
+        return not self.sizes or self.sizes[0] == self.sizes[-1]
+
+    def chunks(self, rows: int, backward: bool = False) -> Iterator[Chunk]:
+        """Runs of neighboring steps with about so many rows each, in running order or against."""
+        offsets = [0, *accumulate(self.sizes)]
+        bounds = [0]
+        for step in range(1, len(self) + 1):
+            if step == len(self) or offsets[step] - offsets[bounds[-1]] >= rows:
+                bounds.append(step)
+        pairs = list(pairwise(bounds))
+        for first, last in reversed(pairs) if self.reverse != backward else pairs:
+            yield Chunk(self, first, last, offsets[first], offsets[last])
+
+    def whole(self) -> Chunk:
+        """All steps."""
+        return Chunk(self, 0, len(self), 0, sum(self.sizes))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Steps ``first`` to ``last`` (not included) with the rows ``start`` to ``end``.
+
+    Rows are the second last dimension of every tensor, after any batch dimensions.
+    """
+
+    steps: Steps
+    first: int
+    last: int
+    start: int
+    end: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The rows of these steps."""
+        return rows.narrow(-2, self.start, self.end - self.start)
+
+    def split(self, rows: Tensor, backward: bool = False) -> list[Tensor]:
+        """Those rows step by step, in running order or against it."""
+        parts = rows.split(self.steps.sizes[self.first : self.last], -2)
+        return list(parts[::-1] if self.steps.reverse != backward else parts)
+
+    def before(self, y: Tensor, h0: Tensor) -> list[tuple[Tensor, slice]]:
+        """The states before these steps: pairs of states and of rows of the chunk they go with."""
+        sizes, reverse = self.steps.sizes, self.steps.reverse
+        if not self.steps.is_even:
+            return [(torch.cat(self._uneven(y, h0), -2), slice(0, self.end - self.start))]
+        shift = sizes[0] if reverse else -sizes[0]
+        start, end, length = self.start + shift, self.end + shift, self.end - self.start
+        if reverse and self.last == len(self.steps):
+            own = length - shift
+            return [(y.narrow(-2, start, own), slice(0, own)), (h0, slice(own, length))]
+        if not reverse and self.first == 0:
+            return [(h0, slice(0, -shift)), (y.narrow(-2, 0, end), slice(-shift, length))]
+        return [(y.narrow(-2, start, length), slice(0, length))]
+
+    def _uneven(self, y: Tensor, h0: Tensor) -> list[Tensor]:
+        sizes, start, pieces = self.steps.sizes, self.start, []
+        for step in range(self.first, self.last):
+            size = sizes[step]
+            if self.steps.reverse:
+                after = sizes[step + 1] if step + 1 < len(sizes) else 0
+                pieces.append(y.narrow(-2, start + size, after))
+                pieces.append(h0.narrow(-2, after, size - after))
+            elif step == 0:
+                pieces.append(h0)
+            else:
+                pieces.append(y.narrow(-2, start - sizes[step - 1], size))
+            start += size
+        return pieces
+
+
+def carry(h: Tensor, h0: Tensor, size: int) -> Tensor:
+    """The state for a step of ``size`` rows: without those that ended, with those that start."""
+    has = h.shape[-2]
+    if has == size:
+        return h
+    return (
+        h.narrow(-2, 0, size) if has > size else torch.cat((h, h0.narrow(-2, has, size - has)), -2)
+    )
