@@ -57,7 +57,11 @@ class SequenceModel(nn.Module):
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
         hidden, state = self.encoder(self.embed(inputs), state)
-        return self.answer(hidden if self.answers_every_step else hidden[-1]), state
+        if self.answers_every_step:
+            return self.answer(hidden), state
+        # Not hidden[-1], whose gradient is a tensor of zeros as long as the sequence.
+        last = state[0] if isinstance(state, tuple) else state
+        return self.answer(last[-1]), state
 
     def embed(self, inputs: Tensor) -> Tensor:
         """What the encoder reads."""

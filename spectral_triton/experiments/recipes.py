@@ -18,6 +18,7 @@ from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Sea
 from spectral_triton.experiments.theory import Theory
 
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
+TURNING = {"init": "cayley", "nonlinearity": "leaky_relu"}
 
 UCR_LENGTHS = {
     "Adiac": 176,
@@ -97,16 +98,18 @@ SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their pape
 def _digits(name: str, epochs: int, *, permuted: bool = False) -> Study:
     cost = {"spectral": 230, "orthogonal": 230, "rnn": 250, "irnn": 250, "lstm": 760}
     order = "pixels shuffled" if permuted else "one pixel at a time"
+    turning = tuple({**TURNING, **rate} for rate in RATES)
+    candidates = {model: (*RATES, *turning) for model in ("spectral", "orthogonal")}
     return Study(
         name=name,
         title=f"Digits, {order}, {epochs} epochs",
         task="pixel-mnist",
         cases={"": Case({"permuted": permuted}, 784)},
-        recipes={model: Recipe({}, cost[model], RATES) for model in cost},
+        recipes={model: Recipe({}, cost[model], candidates.get(model, RATES)) for model in cost},
         common={"evaluations": 2 * epochs},
         steps=epochs * 550,
         published=SHUFFLED if permuted else DIGITS,
-        search=Search(steps=150, evaluations=2),
+        search=Search(steps=400, evaluations=2),
     )
 
 
@@ -128,10 +131,9 @@ def _treebank(layers: int, sizes: Mapping[str, int]) -> Study:
 
 
 def _archive() -> Study:
-    turning = {"init": "cayley", "nonlinearity": "leaky_relu"}
     variants: dict[str, dict[str, Any]] = {
-        "spectral": turning,
-        "orthogonal": turning,
+        "spectral": TURNING,
+        "orthogonal": TURNING,
         "rnn": {"nonlinearity": "relu"},
         "lstm": {"batch_size": 16},
     }
