@@ -99,7 +99,7 @@ def _digits(name: str, epochs: int, *, permuted: bool = False) -> Study:
     cost = {"spectral": 230, "orthogonal": 230, "rnn": 250, "irnn": 250, "lstm": 760}
     order = "pixels shuffled" if permuted else "one pixel at a time"
     turning = tuple({**TURNING, **rate} for rate in RATES)
-    candidates = {model: (*RATES, *turning) for model in ("spectral", "orthogonal")}
+    candidates = dict.fromkeys(("spectral", "orthogonal"), (*RATES, *turning))
     return Study(
         name=name,
         title=f"Digits, {order}, {epochs} epochs",

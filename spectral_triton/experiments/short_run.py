@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from spectral_triton.experiments.denormals import flushed_denormals
 from spectral_triton.experiments.errors import TrainingStopped
 from spectral_triton.experiments.model import SequenceModel, build_model
 from spectral_triton.experiments.optimizer import build_optimizer, set_rates
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Watch = Callable[[int, SequenceModel], None]
 
 
+@flushed_denormals()
 def short_run(
     config: RunConfig,
     task: Task,

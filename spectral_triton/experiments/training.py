@@ -11,6 +11,7 @@ import torch
 from spectral_triton.analysis.bounds import gradient_bound
 from spectral_triton.experiments.checkpoint import load_checkpoint
 from spectral_triton.experiments.config import RunConfig
+from spectral_triton.experiments.denormals import flushed_denormals
 from spectral_triton.experiments.errors import Interrupted, TrainingStopped
 from spectral_triton.experiments.gradient_flow import gradient_norms
 from spectral_triton.experiments.interruption import Interruption
@@ -93,7 +94,7 @@ class Training:
             return finished
         try:
             self._begin()
-            with Interruption() as interruption:
+            with Interruption() as interruption, flushed_denormals():
                 self._loop(interruption)
             return self._finish()
         finally:
