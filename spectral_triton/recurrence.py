@@ -68,8 +68,8 @@ def spectral_recurrence(
 
     The factors are folded once into :math:`W = \mathrm{diag}(\sigma) - P Q^\top`, with P and Q of
     shape (n, k_u + k_v), or into W itself where :func:`folds` finds that cheaper. Forward and
-    backward are loops over preallocated buffers, the gradients of the factors one product over all
-    steps. Memory beyond the output: T B (k_u + k_v) folded, n² dense. Half-precision input is
+    backward are loops over preallocated buffers, the gradients of the factors one product over many
+    steps. Memory kept beyond the output: T B (k_u + k_v) folded, n² dense. Half-precision input is
     computed in float32, also under autocast. For 1-Lipschitz φ the gradient grows by a factor of
     at most max σ in each step.
 
