@@ -37,9 +37,9 @@ class SpectralRNN(RecurrentLayer):
     biases; ``init`` chooses another start.
 
     A step costs 4 n (k_u + k_v) operations per sequence, or 2 n² where that is less. The projected
-    input is never held: beyond its input and output the layer keeps T B (k_u + k_v) numbers for the
-    backward pass, or none, and n² there. It computes in float32 at least, whatever the dtype of input
-    or module, also under autocast.
+    input is not kept: for the backward pass the layer holds its input, its output and T B
+    (k_u + k_v) numbers, or none of the latter and n² instead. It computes in float32 at least,
+    whatever the dtype of input or module, also under autocast.
 
     Args:
         input_size: Features of each input.
