@@ -23,13 +23,12 @@ class GradientSums:
 
     Args:
         needs: Which of ``ARGUMENTS`` are wanted.
-        folded: Whether W is folded.
         in_place: Whether sums may be changed in place, which derivatives of them forbid.
     """
 
-    def __init__(self, needs: Sequence[bool], folded: bool, in_place: bool = True) -> None:
+    def __init__(self, needs: Sequence[bool], in_place: bool = True) -> None:
         self._wanted = {name for name, need in zip(ARGUMENTS, needs, strict=True) if need}
-        self._folded, self._in_place = folded, in_place
+        self._in_place, self._folded = in_place, False
         self._totals: dict[str, Tensor] = {}
 
     def wants(self, name: str) -> bool:
@@ -55,12 +54,14 @@ class GradientSums:
             back: Pᵀ dz, None if not folded.
         """
         for h, at in before:
-            if not self._folded:
-                self._add_product("p", dz[..., at, :], h)
+            own = dz[..., at, :]
+            if kept is None or back is None:
+                self._add_product("p", own, h)
                 continue
-            self._add_product("p", dz[..., at, :], kept[..., at, :])
+            self._folded = True
+            self._add_product("p", own, kept[..., at, :])
             self._add_product("q", h, back[..., at, :])
-            self._add_columns("scale", h, dz[..., at, :])
+            self._add_columns("scale", h, own)
         self._add_product("weight_ih", dz, x)
         if self.wants("bias_ih"):
             self._put("bias_ih", dz.sum(-2))

@@ -14,7 +14,7 @@ x is flat, (rows, features), with its :class:`Steps`. The weight comes as W itse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -167,7 +167,9 @@ def loop_bwd(
         dz_rows = chunk.of(grad_x) if buffer is None else buffer[:size]
         back_rows = back[:size]
         parts = [chunk.split(rows, True) for rows in (chunk.of(y), dz_rows, back_rows)]
-        incoming = [None] * len(parts[0]) if grad_y is None else chunk.split(chunk.of(grad_y), True)
+        incoming: Sequence[Tensor | None] = [None] * len(parts[0])
+        if grad_y is not None:
+            incoming = chunk.split(chunk.of(grad_y), True)
         dz = c = None
         for y_t, dz_t, c_t, dy_t in zip(*parts, incoming, strict=True):
             if dz is not None and len(dz) == len(dz_t):
@@ -187,7 +189,7 @@ def loop_bwd(
             transpose.into(carried, dz, c, None)
         if buffer is not None and wants_x:
             torch.mm(dz_rows, weight_ih, out=chunk.of(grad_x))
-        kept, own = chunk.of(coefficients), (chunk.of(x), chunk.of(y))
-        sums.add(dz_rows, *own, chunk.before(y, h0), kept, back_rows)
+        products = (None, None) if q is None else (chunk.of(coefficients), back_rows)
+        sums.add(dz_rows, chunk.of(x), chunk.of(y), chunk.before(y, h0), *products)
     grad_h0[: len(carried)] = carried
     return grad_x, grad_h0

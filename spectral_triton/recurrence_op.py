@@ -151,20 +151,20 @@ def recurrence_bwd(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by all arguments from x to bias, empty where not needed."""
-    steps, sums = Steps.of(y, batch_sizes, reverse), GradientSums(needs, q is not None)
+    steps, sums = Steps.of(y, batch_sizes, reverse), GradientSums(needs)
     flat_grad, flat_x, flat_y, flat_kept = (_flat(a) for a in (grad_y, x, y, kept))
     if not _launches(y, h0, scale, p, q, None):
         weights = (weight_ih, flat_y, flat_kept, h0, scale, p, q)
-        options = (steps, nonlinearity, slope, sums)
-        grad_x, grad_h0 = loop_bwd(flat_grad, grad_last, flat_x, *weights, *options)
+        by_steps = (steps, nonlinearity, slope, sums)
+        grad_x, grad_h0 = loop_bwd(flat_grad, grad_last, flat_x, *weights, *by_steps)
     else:
         options = (batch_sizes, nonlinearity, slope, reverse)
         grad_z, grad_h0 = _launch_bwd(grad_y, grad_last, y, h0, scale, p, q, *options)
         flat = grad_z.flatten(0, -2)
         if len(flat):
-            back = None if q is None else flat @ p
             before = steps.whole().before(flat_y, h0)
-            sums.add(flat, flat_x, flat_y, before, flat_kept, back)
+            products = (None, None) if q is None else (flat_kept, flat @ p)
+            sums.add(flat, flat_x, flat_y, before, *products)
         grad_x = grad_z if weight_ih is None or not needs[0] else flat @ weight_ih
     arguments = (x, weight_ih, bias_ih, h0, scale, p, q, bias)
     return _outputs(

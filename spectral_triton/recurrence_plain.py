@@ -107,12 +107,14 @@ def plain_bwd(
     whole = Steps.of(y, batch_sizes, reverse).whole()
     x_rows, y_rows = flat(x, batch_sizes), flat(y, batch_sizes)
     outputs = whole.split(y_rows, backward=True)
-    incoming = [None] * len(outputs)
+    incoming: Sequence[Tensor | None] = [None] * len(outputs)
     if grad_y is not None:
         incoming = whole.split(flat(grad_y, batch_sizes), backward=True)
     sigma = None if scale is None else scale.unsqueeze(-2)
     last = torch.zeros_like(h0) if grad_last is None else grad_last
-    carried, grads, starting = last, [], []
+    carried = last
+    grads: list[Tensor] = []
+    starting: list[Tensor] = []
     for y_t, dy_t in zip(outputs, incoming, strict=True):
         size = y_t.shape[-2]
         if grads and carried.shape[-2] > size:
@@ -123,7 +125,7 @@ def plain_bwd(
         carried = dz @ p if q is None else sigma * dz - (dz @ p) @ q.mT
         grads.append(dz)
     dz = torch.cat(grads if reverse else grads[::-1], -2) if grads else torch.zeros_like(y_rows)
-    sums = GradientSums(needs, q is not None, in_place=False)
+    sums = GradientSums(needs, in_place=False)
     if grads:
         h = torch.cat([h for h, _ in whole.before(y_rows, h0)], -2)
         products = (None, None) if q is None else (h @ q, dz @ p)

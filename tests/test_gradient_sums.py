@@ -35,13 +35,14 @@ def like(folded):
     return [None if shape is None else torch.empty(shape) for shape in shapes]
 
 
-def add(sums, rows, first, last):
+def add(sums, rows, first, last, folded=True):
     """Rows first to last, the states before them in two pieces."""
     part = {name: a[..., first:last, :] for name, a in rows.items()}
     middle = (last - first) // 2
     pieces = [slice(0, middle), slice(middle, last - first)]
     before = [(part["h"][..., at, :], at) for at in pieces]
-    sums.add(part["dz"], part["x"], part["y"], before, part["kept"], part["back"])
+    products = (part["kept"], part["back"]) if folded else (None, None)
+    sums.add(part["dz"], part["x"], part["y"], before, *products)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
@@ -52,9 +53,9 @@ def test_sums_of_chunks(folded, batch, chunk, monkeypatch):
     rows = tensors(batch)
     copies = {name: a.clone() for name, a in rows.items()}
     for in_place in (True, False) if not batch else (False,):
-        sums = GradientSums([True] * len(ARGUMENTS), folded, in_place)
+        sums = GradientSums([True] * len(ARGUMENTS), in_place)
         for first, last in ((0, 4), (4, 5), (5, ROWS)):
-            add(sums, rows, first, last)
+            add(sums, rows, first, last, folded)
         x, h0 = torch.randn(1), torch.randn(1)
         found = dict(zip(ARGUMENTS, sums.gradients(x, h0, like(folded)), strict=True))
         assert found["x"] is x
@@ -77,7 +78,7 @@ def test_only_what_is_needed_is_computed(wanted, monkeypatch):
         "_put",
         lambda self, name, value: seen.append(name) or original(self, name, value),
     )
-    sums = GradientSums([name == wanted for name in ARGUMENTS], True)
+    sums = GradientSums([name == wanted for name in ARGUMENTS])
     add(sums, tensors(), 0, ROWS)
     grads = sums.gradients(torch.ones(1), torch.ones(1), like(True))
     assert [grad is not None for grad in grads] == [name == wanted for name in ARGUMENTS]
@@ -85,7 +86,7 @@ def test_only_what_is_needed_is_computed(wanted, monkeypatch):
 
 
 def test_no_rows_give_zeros():
-    sums = GradientSums([True] * len(ARGUMENTS), True)
+    sums = GradientSums([True] * len(ARGUMENTS))
     grads = sums.gradients(torch.ones(1), torch.ones(1), like(True))
     for grad, argument in list(zip(grads, like(True), strict=True))[4:]:
         assert torch.equal(grad, torch.zeros(argument.shape))

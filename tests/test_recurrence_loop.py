@@ -73,7 +73,7 @@ def backward(name, cotangents, arguments, batch_sizes, nonlinearity, reverse, ne
         return plain_bwd(needs, *cotangents, *arguments, *options)
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
     steps = Steps.of(y, sizes, reverse)
-    sums = GradientSums(needs, q is not None)
+    sums = GradientSums(needs)
     rows = [None if a is None else a.flatten(0, -2) for a in (cotangents[0], x, y, kept)]
     weights = (weight_ih, *rows[2:], h0, scale, p, q)
     options = (steps, nonlinearity, 0.3, sums)

@@ -18,7 +18,7 @@ from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Sea
 from spectral_triton.experiments.theory import Theory
 
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
-TURNING = {"init": "cayley", "nonlinearity": "leaky_relu"}
+TURNING: Mapping[str, Any] = {"init": "cayley", "nonlinearity": "leaky_relu"}
 
 UCR_LENGTHS = {
     "Adiac": 176,
@@ -98,7 +98,7 @@ SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their pape
 def _digits(name: str, epochs: int, *, permuted: bool = False) -> Study:
     cost = {"spectral": 230, "orthogonal": 230, "rnn": 250, "irnn": 250, "lstm": 760}
     order = "pixels shuffled" if permuted else "one pixel at a time"
-    turning = tuple({**TURNING, **rate} for rate in RATES)
+    turning: tuple[Mapping[str, Any], ...] = tuple({**TURNING, **rate} for rate in RATES)
     candidates = dict.fromkeys(("spectral", "orthogonal"), (*RATES, *turning))
     return Study(
         name=name,
@@ -131,7 +131,7 @@ def _treebank(layers: int, sizes: Mapping[str, int]) -> Study:
 
 
 def _archive() -> Study:
-    variants: dict[str, dict[str, Any]] = {
+    variants: dict[str, Mapping[str, Any]] = {
         "spectral": TURNING,
         "orthogonal": TURNING,
         "rnn": {"nonlinearity": "relu"},
