@@ -95,8 +95,8 @@ DIGITS = (
 SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their papers"),)
 
 
-def _digits(name: str, epochs: int, *, permuted: bool = False) -> Study:
-    cost = {"spectral": 230, "orthogonal": 230, "rnn": 250, "irnn": 250, "lstm": 760}
+def _digits(name: str, epochs: int, batch_size: int, *, permuted: bool = False) -> Study:
+    cost = {"spectral": 150, "orthogonal": 150, "rnn": 250, "irnn": 250, "lstm": 1200}
     order = "pixels shuffled" if permuted else "one pixel at a time"
     turning: tuple[Mapping[str, Any], ...] = tuple({**TURNING, **rate} for rate in RATES)
     candidates = dict.fromkeys(("spectral", "orthogonal"), (*RATES, *turning))
@@ -106,8 +106,8 @@ def _digits(name: str, epochs: int, *, permuted: bool = False) -> Study:
         task="pixel-mnist",
         cases={"": Case({"permuted": permuted}, 784)},
         recipes={model: Recipe({}, cost[model], candidates.get(model, RATES)) for model in cost},
-        common={"evaluations": 2 * epochs},
-        steps=epochs * 550,
+        common={"evaluations": 2 * epochs, "batch_size": batch_size},
+        steps=epochs * 55000 // batch_size,
         published=SHUFFLED if permuted else DIGITS,
         search=Search(steps=400, evaluations=2),
     )
@@ -164,9 +164,9 @@ STUDIES = (
     _copying(200, 4000),
     _copying(500, 6000),
     _copying(1000, 10000),
-    _digits("pixel-mnist-short", 4),
-    _digits("pixel-mnist", 60),
-    _digits("pixel-mnist-permuted", 60, permuted=True),
+    _digits("pixel-mnist-short", 4, 100),
+    _digits("pixel-mnist", 25, 50),
+    _digits("pixel-mnist-permuted", 25, 50, permuted=True),
     _treebank(1, {"spectral": 200, "rnn": 198, "lstm": 188}),
     _treebank(2, {"spectral": 200, "rnn": 197, "lstm": 179}),
     _archive(),
