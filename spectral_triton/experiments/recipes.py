@@ -98,14 +98,22 @@ SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their pape
 def _digits(name: str, epochs: int, batch_size: int, *, permuted: bool = False) -> Study:
     cost = {"spectral": 150, "orthogonal": 150, "rnn": 250, "irnn": 250, "lstm": 1200}
     order = "pixels shuffled" if permuted else "one pixel at a time"
-    turning: tuple[Mapping[str, Any], ...] = tuple({**TURNING, **rate} for rate in RATES)
-    candidates = dict.fromkeys(("spectral", "orthogonal"), (*RATES, *turning))
+    variants: dict[str, Mapping[str, Any]] = {
+        "spectral": TURNING,
+        "orthogonal": TURNING,
+        "rnn": {"nonlinearity": "relu"},
+        "irnn": {"batch_size": 2 * batch_size},
+        "lstm": {"batch_size": 2 * batch_size},
+    }
     return Study(
         name=name,
         title=f"Digits, {order}, {epochs} epochs",
         task="pixel-mnist",
         cases={"": Case({"permuted": permuted}, 784)},
-        recipes={model: Recipe({}, cost[model], candidates.get(model, RATES)) for model in cost},
+        recipes={
+            model: Recipe({}, cost[model], (*RATES, *({**variant, **rate} for rate in RATES)))
+            for model, variant in variants.items()
+        },
         common={"evaluations": 2 * epochs, "batch_size": batch_size},
         steps=epochs * 55000 // batch_size,
         published=SHUFFLED if permuted else DIGITS,
