@@ -22,8 +22,9 @@ from torch import Tensor
 from spectral_triton.gradient_sums import GradientSums
 from spectral_triton.steps import Steps, carry
 
-# Elements of a chunk: half a MiB in float32, so that all it needs stays in a core's cache.
-CHUNK = 1 << 17
+# Elements of a chunk: half a MiB in float32, so that all it needs stays in a core's cache. Elsewhere
+# launches are what costs, and chunks only limit memory.
+CHUNK, CHUNK_ELSEWHERE = 1 << 17, 1 << 25
 # Rows below which products over a chunk's rows are too thin.
 FEWEST_ROWS = 256
 
@@ -32,9 +33,9 @@ _relu_backward = torch.ops.aten.threshold_backward.grad_input
 _leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 
-def chunk_rows(n: int) -> int:
+def chunk_rows(n: int, device: torch.device) -> int:
     """Rows of n features to take at once."""
-    return max(FEWEST_ROWS, CHUNK // n)
+    return max(FEWEST_ROWS, (CHUNK if device.type == "cpu" else CHUNK_ELSEWHERE) // n)
 
 
 def _activate(nonlinearity: str, slope: float, bias: Tensor | None) -> Callable[[Tensor], object]:
@@ -93,7 +94,7 @@ def loop_fwd(
     activate = _activate(nonlinearity, slope, bias)
     p_t = p.mT.contiguous()
     h = h0
-    for chunk in steps.chunks(chunk_rows(n)):
+    for chunk in steps.chunks(chunk_rows(n, x.device)):
         rows = chunk.of(y)
         project(chunk.of(x), weight_ih, bias_ih, rows)
         parts = chunk.split(rows), chunk.split(chunk.of(coefficients))
@@ -155,7 +156,7 @@ def loop_bwd(
     n, wants_x = h0.shape[-1], sums.wants("x")
     grad_x = torch.empty_like(x) if wants_x else x.new_empty(0)
     grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
-    chunks = list(steps.chunks(chunk_rows(n), backward=True))
+    chunks = list(steps.chunks(chunk_rows(n, x.device), backward=True))
     longest = max((chunk.end - chunk.start for chunk in chunks), default=0)
     buffer = None if wants_x and weight_ih is None else y.new_empty(longest, n)
     back = y.new_empty(longest, 0 if q is None else q.shape[-1])

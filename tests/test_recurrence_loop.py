@@ -53,7 +53,7 @@ def oracle(x, h0, w, batch_sizes, nonlinearity, bias, reverse):
 @pytest.fixture(params=[1, 4])
 def rows_at_once(request, monkeypatch):
     """Chunks of one step and of some; those of all steps are tested with the public functions."""
-    monkeypatch.setattr(recurrence_loop, "chunk_rows", lambda n: request.param)
+    monkeypatch.setattr(recurrence_loop, "chunk_rows", lambda *_: request.param)
 
 
 def projection(with_weight, n, features=3):
@@ -179,9 +179,10 @@ def test_given_tensors_are_left_alone():
 
 @pytest.mark.parametrize("n", [1, 64, 1024, 10**6])
 def test_chunks_fit_the_cache_but_are_no_sliver(n):
-    rows = recurrence_loop.chunk_rows(n)
+    rows = recurrence_loop.chunk_rows(n, torch.device("cpu"))
     assert rows >= recurrence_loop.FEWEST_ROWS
     assert rows * n <= max(recurrence_loop.CHUNK, recurrence_loop.FEWEST_ROWS * n)
+    assert recurrence_loop.chunk_rows(n, torch.device("meta")) >= rows
 
 
 def test_nothing_of_the_size_of_the_sequence_is_made_but_the_output():
