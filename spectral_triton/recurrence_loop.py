@@ -22,8 +22,8 @@ from torch import Tensor
 from spectral_triton.gradient_sums import GradientSums
 from spectral_triton.steps import Steps, carry
 
-# Elements of a chunk: half a MiB in float32, so that all it needs stays in a core's cache. Elsewhere
-# launches are what costs, and chunks only limit memory.
+# Elements of a chunk: half a MiB in float32, so that all it needs stays in a core's cache. On other
+# devices launches are what costs, and chunks only limit memory.
 CHUNK, CHUNK_ELSEWHERE = 1 << 17, 1 << 25
 # Rows below which products over a chunk's rows are too thin.
 FEWEST_ROWS = 256

@@ -12,39 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from spectral_triton.backend import use_triton
 from spectral_triton.forward_mode import in_forward_mode, is_differentiated
 from spectral_triton.gradient_sums import ARGUMENTS, GradientSums
+from spectral_triton.recurrence_launch import launch_bwd, launch_fwd, serves
 from spectral_triton.recurrence_loop import loop_bwd, loop_fwd, project
 from spectral_triton.recurrence_plain import plain_bwd, plain_fwd
 from spectral_triton.recurrence_vmap import batching_rule, merging_rule
 from spectral_triton.registered_op import register_vmap, registered_op
-from spectral_triton.steps import Steps
+from spectral_triton.steps import Steps, last_rows
 from spectral_triton.validation import without_autocast
-
-
-def _offsets(batch_sizes: Tensor | None, x: Tensor) -> Tensor | None:
-    if batch_sizes is None:
-        return None
-    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(x.device)
-
-
-def _launches(
-    x: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-) -> bool:
-    n = h0.shape[-1]
-    if q is None:
-        return use_triton("dense_recurrence", x, h0, p, bias, n=n)
-    return use_triton("folded_recurrence", x, h0, scale, p, q, bias, n=n, r=q.shape[-1])
 
 
 def _empty_outputs(x: Tensor, h0: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -83,26 +62,15 @@ def recurrence_fwd(
     """All states, and Qᵀ h of every step."""
     shape = (*x.shape[:-1], h0.shape[-1])
     steps, flat = Steps.of(x, batch_sizes, reverse), x.flatten(0, -2)
-    if not _launches(x, h0, scale, p, q, bias):
+    if not serves(x, h0, scale, p, q, bias):
         options = (steps, nonlinearity, slope)
         y, kept = loop_fwd(flat, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
         return y.view(shape), kept.view(*shape[:-1], kept.shape[-1])
-    from spectral_triton.kernels import recurrence as kernels
-
     if weight_ih is not None:
         projected = x.new_empty(len(flat), shape[-1])
         project(flat, weight_ih, bias_ih, projected)
         x = projected.view(shape)
-    launch = kernels.dense_fwd if q is None else kernels.folded_fwd
-    weight = (p,) if q is None else (scale, p, q)
-    tensors = [a.contiguous() for a in (x, h0, *weight)]
-    y = launch(*tensors, nonlinearity, slope, bias, _offsets(batch_sizes, x), reverse)
-    coefficients = x.new_empty((*shape[:-1], 0 if q is None else q.shape[-1]))
-    if q is not None and len(flat):
-        rows = coefficients.view(-1, q.shape[-1])
-        for h, at in steps.whole().before(y.flatten(0, -2), h0):
-            torch.mm(h, q, out=rows[at])
-    return y, coefficients
+    return launch_fwd(x, h0, scale, p, q, bias, batch_sizes, nonlinearity, slope, reverse)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -153,13 +121,13 @@ def recurrence_bwd(
     """Gradients by all arguments from x to bias, empty where not needed."""
     steps, sums = Steps.of(y, batch_sizes, reverse), GradientSums(needs)
     flat_grad, flat_x, flat_y, flat_kept = (_flat(a) for a in (grad_y, x, y, kept))
-    if not _launches(y, h0, scale, p, q, None):
+    if not serves(y, h0, scale, p, q, None):
         weights = (weight_ih, flat_y, flat_kept, h0, scale, p, q)
         by_steps = (steps, nonlinearity, slope, sums)
         grad_x, grad_h0 = loop_bwd(flat_grad, grad_last, flat_x, *weights, *by_steps)
     else:
         options = (batch_sizes, nonlinearity, slope, reverse)
-        grad_z, grad_h0 = _launch_bwd(grad_y, grad_last, y, h0, scale, p, q, *options)
+        grad_z, grad_h0 = launch_bwd(grad_y, grad_last, y, h0, scale, p, q, *options)
         flat = grad_z.flatten(0, -2)
         if len(flat):
             before = steps.whole().before(flat_y, h0)
@@ -172,55 +140,10 @@ def recurrence_bwd(
     )
 
 
-def _launch_bwd(
-    grad_y: Tensor | None,
-    grad_last: Tensor | None,
-    y: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the pre-activations and of h0."""
-    from spectral_triton.kernels import recurrence as kernels
-
-    # The kernel takes one gradient for all states: each sequence's last state is one of them.
-    grad_y = torch.zeros_like(y) if grad_y is None else grad_y
-    if grad_last is not None and len(y):
-        rows = _last_rows(y, h0, batch_sizes, reverse)
-        grad_y = grad_y.reshape(-1, y.shape[-1]).index_add(0, rows, grad_last).view_as(y)
-    launch = kernels.dense_bwd if q is None else kernels.folded_bwd
-    weight = (p,) if q is None else (scale, p, q)
-    tensors = [a.contiguous() for a in (grad_y, y, h0, *weight)]
-    # The gradient of modrelu needs the output alone, not its bias.
-    options = (nonlinearity, slope, None, _offsets(batch_sizes, y), reverse)
-    grad_z, grad_h0 = launch(*tensors, *options)
-    if grad_last is not None and not len(y):
-        grad_h0 = grad_last.clone()
-    return grad_z, grad_h0
-
-
 register_vmap(
     recurrence_fwd, merging_rule(recurrence_fwd, {0: 1, 3: 0}, 8, batching_rule(plain_fwd, 8))
 )
 register_vmap(recurrence_bwd, batching_rule(plain_bwd, 13))
-
-
-def _last_rows(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
-    """Where among the rows of all states each sequence has its last one."""
-    sequences = torch.arange(h0.shape[0])
-    if reverse:
-        rows = sequences
-    elif batch_sizes is None:
-        rows = sequences + (y.shape[0] - 1) * h0.shape[0]
-    else:
-        steps = (batch_sizes.unsqueeze(1) > sequences).sum(0)
-        rows = (batch_sizes.cumsum(0) - batch_sizes)[steps - 1] + sequences
-    return rows.to(y.device)
 
 
 def _last_states(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
@@ -228,7 +151,7 @@ def _last_states(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: boo
         return h0.clone()
     if batch_sizes is None:
         return y[0 if reverse else -1].clone()
-    return y.index_select(0, _last_rows(y, h0, batch_sizes, reverse))
+    return y.index_select(0, last_rows(y, h0, batch_sizes, reverse))
 
 
 class Recurrence(Function):

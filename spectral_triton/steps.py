@@ -118,3 +118,16 @@ def carry(h: Tensor, h0: Tensor, size: int) -> Tensor:
     return (
         h.narrow(-2, 0, size) if has > size else torch.cat((h, h0.narrow(-2, has, size - has)), -2)
     )
+
+
+def last_rows(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
+    """Where among the rows of all states each sequence has its last one."""
+    sequences = torch.arange(h0.shape[0])
+    if reverse:
+        rows = sequences
+    elif batch_sizes is None:
+        rows = sequences + (y.shape[0] - 1) * h0.shape[0]
+    else:
+        steps = (batch_sizes.unsqueeze(1) > sequences).sum(0)
+        rows = (batch_sizes.cumsum(0) - batch_sizes)[steps - 1] + sequences
+    return rows.to(y.device)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spectral_triton.steps import Steps, carry
+from spectral_triton.steps import Steps, carry, last_rows
 
 # Rows of each step.
 SIZES = [[3, 3, 3, 3], [1], [0, 0], [3, 2, 2, 1], [2, 1], [4, 4, 1, 1, 1]]
@@ -75,3 +75,19 @@ def test_carry(batch):
     assert carry(h, h0, 2) is h
     assert torch.equal(carry(h, h0, 1), h[..., :1, :])
     assert torch.equal(carry(h, h0, 4), torch.cat((h, h0[..., 2:, :]), -2))
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "reverse", "rows"),
+    [
+        (None, False, [6, 7, 8]),
+        (None, True, [0, 1, 2]),
+        ([3, 3, 3], False, [6, 7, 8]),
+        ([3, 2, 2, 1], False, [7, 6, 2]),
+        ([3, 2, 2, 1], True, [0, 1, 2]),
+    ],
+)
+def test_last_rows(batch_sizes, reverse, rows):
+    y = torch.randn(3, 3, 2) if batch_sizes is None else torch.randn(sum(batch_sizes), 2)
+    sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
+    assert last_rows(y, torch.randn(3, 2), sizes, reverse).tolist() == rows
