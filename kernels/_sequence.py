@@ -20,6 +20,13 @@ def step_rows(offsets_ptr, step, last, B, PACKED: tl.constexpr):
 
 
 @triton.jit
+def rows_or_none(offsets_ptr, step, T, B, PACKED: tl.constexpr):
+    """As ``step_rows``; steps out of range have no rows."""
+    start, size = step_rows(offsets_ptr, step, T - 1, B, PACKED)
+    return start, tl.where((step >= 0) & (step < T), size, 0)
+
+
+@triton.jit
 def count_steps(offsets_ptr, T, sequence, PACKED: tl.constexpr):
     """Steps of one sequence: those with more rows than its index."""
     steps = T

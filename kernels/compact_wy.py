@@ -21,7 +21,12 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from spectral_triton.kernels._launch import launch_options, on_device, require_contiguous
+from spectral_triton.kernels._launch import (
+    architecture,
+    launch_options,
+    on_device,
+    require_contiguous,
+)
 from spectral_triton.kernels._low_rank import load_factor, sum_over_features, sum_over_ranks
 from spectral_triton.kernels.configuration import apply_config
 from spectral_triton.kernels.t_factor import t_factor_fwd as t_factor_fwd
@@ -250,7 +255,7 @@ def _apply(
         "BLOCK_N": config.block_n,
         "WARPS": config.num_warps,
         "LANES_N": config.lanes_n,
-        **launch_options(config.num_warps),
+        **launch_options(config.num_warps, architecture(x.device)),
     }
     if config.resident:
         options["EVEN_N"] = n == config.block_n

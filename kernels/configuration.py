@@ -1,7 +1,9 @@
 """The static tables of the kernels: which sizes each one serves, and with which blocks and warps.
 
-No timing at run time, so a result never depends on what ran before. A new entry is compiled for
-every architecture by the tests, which hold its spills to what it declares here.
+No timing at run time, so a result never depends on what ran before. Each entry is compiled for
+every architecture by the tests, which hold its spills to what it declares here. All architectures
+share one table: no entry compiles worse on one of them than another choice would, once a wavefront
+of 64 lanes counts as two warps (``launch_options``).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class RecurrenceConfig(NamedTuple):
     """Padded sizes, warps, and how a warp's 32 lanes split: ``lanes_n`` of them along features.
 
     ``block_b`` sequences share a program. ``pairs`` allows two where one program fills an SM;
-    ``spills`` is what a thread may spill on sm_90 under any supported Triton, in bytes.
+    ``spills`` is what a thread may spill, in bytes, on any architecture under any supported Triton.
     """
 
     block_n: int
@@ -39,6 +41,41 @@ class RecurrenceConfig(NamedTuple):
     spills: int = 0
     block_b: int = 1
 
+
+class GridConfig(NamedTuple):
+    """A dense W by rows over programs: ``rows`` of ``block_n`` columns in each.
+
+    A warp owns ``block_n / num_warps`` columns, over which 32 / ``lanes_n`` of its lanes split.
+    """
+
+    block_n: int
+    rows: int
+    num_warps: int = 8
+    lanes_n: int = 4
+    block_b: int = 2
+    spills: int = 0
+
+    def constants(self) -> dict[str, int]:
+        return {
+            "BLOCK_B": self.block_b,
+            "BLOCK_N": self.block_n,
+            "ROWS": self.rows,
+            "WARPS": self.num_warps,
+            "LANES_N": self.lanes_n,
+        }
+
+    def grid(self, n: int, batch: int, processors: int) -> tuple[int, int]:
+        """Programs along rows and sequences: as many of the latter as run at once.
+
+        Each reads all states of its sequences, so that rows are not split further than they must.
+        """
+        row_tiles = triton.cdiv(n, self.rows)
+        batch_tiles = max(1, processors // row_tiles)
+        return row_tiles, max(1, min(batch_tiles, triton.cdiv(batch, self.block_b)))
+
+
+# Whether W spread over several SMs is taken outside use_backend("triton"). It has not been timed.
+GRID_UNFORCED = False
 
 _F32, _F64 = torch.float32, torch.float64
 
@@ -95,12 +132,29 @@ def folded_unserved(n: int, r: int, dtype: torch.dtype) -> str | None:
     return f"P and Q of shape ({n}, {r}) in {dtype} exceed the registers ({_folded_sizes(dtype)})"
 
 
-def dense_unserved(n: int, dtype: torch.dtype) -> str | None:
-    """Why the dense recurrence has no kernel for these sizes, or None."""
+def dense_unserved(n: int, dtype: torch.dtype, forced: bool = False) -> str | None:
+    """Why the dense recurrence has no kernel for these sizes, or None.
+
+    ``forced``: by ``use_backend("triton")``, which takes kernels that nobody has timed.
+    """
     if (dtype, feature_block(n)) in DENSE:
         return None
     largest = max(block for entry, block in DENSE if entry == dtype)
-    return f"W of shape ({n}, {n}) in {dtype} exceeds the registers (n <= {largest})"
+    reason = f"W of shape ({n}, {n}) in {dtype} exceeds the registers of one SM (n <= {largest})"
+    if n > _grid_limit(dtype):
+        return f"{reason} and of all (n <= {_grid_limit(dtype)})"
+    if forced or GRID_UNFORCED:
+        return None
+    return f'{reason}; over several SMs it runs only inside use_backend("triton")'
+
+
+def needs_grid(n: int, dtype: torch.dtype) -> bool:
+    """Whether a dense W goes over several SMs: where one cannot hold it, but all can."""
+    return (dtype, feature_block(n)) not in DENSE and n <= _grid_limit(dtype)
+
+
+def _grid_limit(dtype: torch.dtype) -> int:
+    return max(block for entry, block in GRID if entry == dtype)
 
 
 def folded_config(n: int, r: int, dtype: torch.dtype, batch: int) -> RecurrenceConfig:
@@ -115,12 +169,20 @@ def dense_config(n: int, dtype: torch.dtype, batch: int) -> RecurrenceConfig:
     return _paired(DENSE[dtype, feature_block(n)], batch)
 
 
+def grid_config(n: int, dtype: torch.dtype) -> GridConfig:
+    """The smallest entry that holds n columns."""
+    fitting = [config for (entry, block), config in GRID.items() if entry == dtype and block >= n]
+    if not fitting:
+        raise ValueError(dense_unserved(n, dtype, forced=True))
+    return fitting[0]
+
+
 def _paired(config: RecurrenceConfig, batch: int) -> RecurrenceConfig:
     """Beyond one sequence for each SM, two in one program beat two waves of programs."""
     return config._replace(block_b=2) if config.pairs and batch > _TARGET_PROGRAMS else config
 
 
-def recurrence_form(n: int, r: int, dtype: torch.dtype) -> str | None:
+def recurrence_form(n: int, r: int, dtype: torch.dtype, forced: bool = False) -> str | None:
     """The faster kernel for W h_{t-1}: "folded" or "dense"; None where neither serves.
 
     Folded costs 4 n r per step and sequence and has two dependent sums, dense 2 n² and one; at
@@ -128,7 +190,7 @@ def recurrence_form(n: int, r: int, dtype: torch.dtype) -> str | None:
     """
     if n > 64 and folded_unserved(n, r, dtype) is None:
         return "folded"
-    if dense_unserved(n, dtype) is None:
+    if dense_unserved(n, dtype, forced) is None:
         return "dense"
     return "folded" if folded_unserved(n, r, dtype) is None else None
 
@@ -136,10 +198,12 @@ def recurrence_form(n: int, r: int, dtype: torch.dtype) -> str | None:
 def describe() -> tuple[str, str, str]:
     """One line for each kernel: the sizes it serves."""
     dense = {dtype: max(n for d, n in DENSE if d == dtype) for dtype in (_F32, _F64)}
+    where = "" if GRID_UNFORCED else ', inside use_backend("triton") only'
+    grid = f"float32 n <= {_grid_limit(_F32)}; float64 n <= {_grid_limit(_F64)}{where}"
     return (
         "float32 and float64, any n and k",
         f"float32 {_folded_sizes(_F32)}; float64 {_folded_sizes(_F64)}",
-        f"float32 n <= {dense[_F32]}; float64 n <= {dense[_F64]}",
+        f"float32 n <= {dense[_F32]}; float64 n <= {dense[_F64]}; over several SMs {grid}",
     )
 
 
@@ -150,10 +214,6 @@ def _folded_sizes(dtype: torch.dtype) -> str:
 
 def _folded_key(n: int, r: int) -> tuple[int, int]:
     return feature_block(n), max(16, triton.next_power_of_2(max(r, 1)))
-
-
-def _recurrence_block(n: int) -> int:
-    return max(64, triton.next_power_of_2(n))
 
 
 # (dtype, padded n, padded r) -> how the folded recurrence runs
@@ -199,6 +259,25 @@ DENSE = {
         _F64: (
             RecurrenceConfig(64, 64, num_warps=2),
             RecurrenceConfig(128, 128, num_warps=4, spills=320),
+        ),
+    }.items()
+    for config in configs
+}
+
+# (dtype, padded n) -> how a dense W is spread over a grid: 128 KiB of it, half the registers of an
+# SM, in each program; a thread has 16 rows of it in float32 and 8 in float64
+GRID = {
+    (dtype, config.block_n): config
+    for dtype, configs in {
+        _F32: (
+            GridConfig(512, 64, lanes_n=4),
+            GridConfig(1024, 32, lanes_n=2),
+            GridConfig(2048, 16, lanes_n=1),
+        ),
+        _F64: (
+            GridConfig(256, 64, lanes_n=8),
+            GridConfig(512, 32, lanes_n=4),
+            GridConfig(1024, 16, lanes_n=2),
         ),
     }.items()
     for config in configs

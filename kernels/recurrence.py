@@ -15,27 +15,27 @@ import torch
 import triton
 import triton.language as tl
 from spectral_triton.kernels._activation import activate, activate_bwd
-from spectral_triton.kernels._dense import load_dense, multiply_dense
-from spectral_triton.kernels._launch import launch_options, on_device, require_contiguous
-from spectral_triton.kernels._low_rank import load_factor, sum_over_features, sum_over_ranks
+from spectral_triton.kernels._launch import (
+    architecture,
+    launch_options,
+    num_steps,
+    on_device,
+    recurrence_options,
+    require_contiguous,
+)
 from spectral_triton.kernels._sequence import count_steps, step_rows
-from spectral_triton.kernels.configuration import RecurrenceConfig, dense_config, folded_config
+from spectral_triton.kernels._weight import add_product, load_weight
+from spectral_triton.kernels.configuration import (
+    RecurrenceConfig,
+    dense_config,
+    folded_config,
+    needs_grid,
+)
+from spectral_triton.kernels.grid_recurrence import grid_bwd, grid_fwd
 from torch import Tensor
 
 # Also keeps Triton from vectorizing, which would change the layouts the kernels count on.
 _RUNTIME_SIZES = ("T", "B", "N", "R", "stride_pn", "stride_pr", "stride_xn")
-
-
-@triton.jit
-def _add_product(
-    z, h, scale, p, q, DENSE: tl.constexpr, WARPS: tl.constexpr, LANES_N: tl.constexpr
-):
-    """z + W h for flat states h (BLOCK_B BLOCK_N); see Note [Layouts]."""
-    if DENSE:
-        return z + multiply_dense(h, p, WARPS, LANES_N)
-    else:
-        inner = sum_over_features(h, q, WARPS, LANES_N)
-        return z + scale * h - sum_over_ranks(inner, p, WARPS, LANES_N)
 
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
@@ -73,13 +73,10 @@ def recurrence_fwd_kernel(
     feature = tl.arange(0, BLOCK_B * BLOCK_N) % BLOCK_N
     inside = feature < N
     column = feature * stride_xn
-    if DENSE:
-        scale, q = 0.0, 0.0
-        p = load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
-    else:
-        scale = tl.load(scale_ptr + column, inside, other=0.0)
-        p = load_factor(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
-        q = load_factor(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+    scale, p, q = load_weight(
+        *(scale_ptr, p_ptr, q_ptr, column, inside, N, R, stride_pn, stride_pr),
+        *(DENSE, BLOCK_N, BLOCK_R, WARPS, LANES_N),
+    )
     bias = 0.0
     if NONLINEARITY == "modrelu":
         bias = tl.load(bias_ptr + column, inside, other=0.0).to(dtype)
@@ -103,7 +100,7 @@ def recurrence_fwd_kernel(
         start_3, size_3 = step_rows(offsets_ptr, t + 3 * direction, T - 1, B, PACKED)
         t += direction
 
-        z = _add_product(z, h, scale, p, q, DENSE, WARPS, LANES_N)
+        z = add_product(z, h, scale, p, q, DENSE, WARPS, LANES_N)
         y = activate(z, bias, NONLINEARITY, SLOPE)
         mask = (sequence < size) & inside
         h = tl.where(mask, y, h) if PACKED and REVERSE else y
@@ -153,13 +150,10 @@ def recurrence_bwd_kernel(
     feature = tl.arange(0, BLOCK_B * BLOCK_N) % BLOCK_N
     inside = feature < N
     column = feature * stride_xn
-    if DENSE:
-        scale, q = 0.0, 0.0
-        p = load_dense(p_ptr, N, stride_pn, stride_pr, BLOCK_N, WARPS, LANES_N)
-    else:
-        scale = tl.load(scale_ptr + column, inside, other=0.0)
-        p = load_factor(p_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
-        q = load_factor(q_ptr, N, R, stride_pn, stride_pr, BLOCK_N, BLOCK_R, WARPS, LANES_N)
+    scale, p, q = load_weight(
+        *(scale_ptr, p_ptr, q_ptr, column, inside, N, R, stride_pn, stride_pr),
+        *(DENSE, BLOCK_N, BLOCK_R, WARPS, LANES_N),
+    )
     state_cells = sequence.to(tl.int64) * N + column
     dh = tl.zeros((BLOCK_B * BLOCK_N,), dtype=dtype)
 
@@ -187,7 +181,7 @@ def recurrence_bwd_kernel(
 
         mask = (sequence < size) & inside
         tl.store(grad_z_ptr + start * N + state_cells, dz, mask)
-        previous = _add_product(0.0, dz, scale, p, q, DENSE, WARPS, LANES_N)
+        previous = add_product(0.0, dz, scale, p, q, DENSE, WARPS, LANES_N)
         dh = tl.where(mask, previous, dh) if PACKED and REVERSE else previous
         start, size, start_1, size_1, start_2, size_2 = (
             start_1,
@@ -233,8 +227,11 @@ def dense_fwd(
     reverse: bool,
 ) -> Tensor:
     """All states for a dense weight (n, n); the other arguments as in ``folded_fwd``."""
+    options = nonlinearity, slope, bias, offsets, reverse
+    if needs_grid(x.shape[-1], weight.dtype):
+        return grid_fwd(x, h0, weight, *options)
     config = dense_config(x.shape[-1], weight.dtype, h0.shape[0])
-    return _forward(x, h0, None, weight, None, nonlinearity, slope, bias, offsets, reverse, config)
+    return _forward(x, h0, None, weight, None, *options, config)
 
 
 def folded_bwd(
@@ -270,6 +267,9 @@ def dense_bwd(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """(∂L/∂z, ∂L/∂h0) for a dense weight; as ``folded_bwd``."""
+    if needs_grid(y.shape[-1], weight.dtype):
+        options = nonlinearity, slope, bias, offsets, reverse
+        return grid_bwd(grad_y, y, h0, weight, *options)
     config = dense_config(y.shape[-1], weight.dtype, h0.shape[0])
     return _backward(
         grad_y, y, h0, None, weight.mT, None, nonlinearity, slope, offsets, reverse, config
@@ -291,13 +291,14 @@ def _forward(
 ) -> Tensor:
     require_contiguous(x=x, h0=h0, scale=scale, p=p, q=q, bias=bias, offsets=offsets)
     y = torch.empty_like(x)
-    steps, batch = _sizes(x, h0, offsets)
+    steps, batch = num_steps(x, offsets), h0.shape[0]
     if x.numel():
         with on_device(x):
             recurrence_fwd_kernel[(triton.cdiv(batch, config.block_b),)](
                 *(x, h0, scale, p, q, bias, offsets, y, steps, batch),
                 *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
-                **_options(nonlinearity, slope, q is None, offsets is not None, reverse, config),
+                **recurrence_options(nonlinearity, slope, offsets is not None, reverse),
+                **_options(q is None, config, x.device),
             )
     return y
 
@@ -319,39 +320,24 @@ def _backward(
     if not y.numel():
         return torch.empty_like(y), torch.zeros_like(h0)
     grad_z, grad_h0 = torch.empty_like(y), torch.empty_like(h0)
-    steps, batch = _sizes(y, h0, offsets)
+    steps, batch = num_steps(y, offsets), h0.shape[0]
     with on_device(y):
         recurrence_bwd_kernel[(triton.cdiv(batch, config.block_b),)](
             *(grad_y, y, scale, p, q, offsets, grad_z, grad_h0, steps, batch),
             *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
-            **_options(nonlinearity, slope, q is None, offsets is not None, reverse, config),
+            **recurrence_options(nonlinearity, slope, offsets is not None, reverse),
+            **_options(q is None, config, y.device),
         )
     return grad_z, grad_h0
 
 
-def _sizes(x: Tensor, h0: Tensor, offsets: Tensor | None) -> tuple[int, int]:
-    return (x.shape[0] if offsets is None else offsets.shape[0] - 1), h0.shape[0]
-
-
-def _options(
-    nonlinearity: str,
-    slope: float,
-    dense: bool,
-    packed: bool,
-    reverse: bool,
-    config: RecurrenceConfig,
-) -> dict[str, object]:
+def _options(dense: bool, config: RecurrenceConfig, device: torch.device) -> dict[str, object]:
     return {
-        "NONLINEARITY": nonlinearity,
-        # A constant: Triton passes a Python float as float32, which float64 would notice.
-        "SLOPE": float(slope) if nonlinearity == "leaky_relu" else 0.0,
         "DENSE": dense,
-        "PACKED": packed,
-        "REVERSE": reverse,
         "BLOCK_B": config.block_b,
         "BLOCK_N": config.block_n,
         "BLOCK_R": config.block_r,
         "WARPS": config.num_warps,
         "LANES_N": config.lanes_n,
-        **launch_options(config.num_warps),
+        **launch_options(config.num_warps, architecture(device)),
     }

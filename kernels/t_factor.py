@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from spectral_triton.kernels._launch import launch_options, on_device, require_contiguous
+from spectral_triton.kernels._launch import (
+    architecture,
+    launch_options,
+    on_device,
+    require_contiguous,
+)
 from spectral_triton.kernels._low_rank import load_factor, sum_over_features
 from spectral_triton.kernels.configuration import t_factor_config
 from torch import Tensor
@@ -93,6 +98,6 @@ def t_factor_fwd(unit_reflectors: Tensor, block_size: int) -> Tensor:
                 WARPS=config.num_warps,
                 LANES_N=config.lanes_n,
                 TILED=config.block_n < n,
-                **launch_options(config.num_warps),
+                **launch_options(config.num_warps, architecture(unit_reflectors.device)),
             )
     return t_factors

@@ -31,13 +31,14 @@ def test_every_entry_compiles_within_its_limits(costs):
         assert f"folded r={r} fwd, n={n}, fp{dtype.itemsize * 8}" in titles
     for dtype, n in configuration.DENSE:
         assert f"dense fwd, n={n}, fp{dtype.itemsize * 8}" in titles
+    for dtype, n in configuration.GRID:
+        assert f"grid fwd, n={n}, fp{dtype.itemsize * 8}" in titles
     for cost in costs:
         assert cost["shared"] <= LIMITS[cost["target"]], cost
         assert not cost["wgmma"], cost  # its ptxas of Triton 3.6 and 3.7 is known to err
-        if cost["target"] == "sm_90":
-            assert cost["spills"] <= cost["allowed_spills"], cost
-            if cost["title"] == "folded r=32 fwd, n=512, fp32":
-                assert 0 < max(cost["chain"], cost["issue"]) <= 1050, cost
+        assert cost["spills"] <= cost["allowed_spills"], cost
+        if (cost["target"], cost["title"]) == ("sm_90", "folded r=32 fwd, n=512, fp32"):
+            assert 0 < max(cost["chain"], cost["issue"]) <= 1050, cost
 
 
 def test_main_configurations_spill_nothing():
@@ -89,3 +90,31 @@ def test_pairs_only_beyond_one_sequence_per_processor():
     assert config.block_b == 1
     assert configuration.folded_config(512, 32, torch.float32, 256).block_b == 2
     assert configuration.folded_config(128, 32, torch.float32, 256).block_b == 1
+
+
+@pytest.mark.parametrize("entry", configuration.GRID, ids=str)
+def test_grid_configurations_are_consistent(entry):
+    config = configuration.GRID[entry]
+    in_lanes = 32 // config.lanes_n
+    assert config.rows % config.lanes_n == 0
+    assert config.block_n % (config.num_warps * in_lanes) == 0
+    # As many threads share an output as its partial sums can be divided among.
+    copies = max(1, 32 * config.num_warps // (config.block_b * config.rows))
+    assert config.num_warps * in_lanes % copies == 0
+    for n in (config.block_n // 2 + 1, config.block_n):
+        for batch in (1, 64, 1000):
+            for processors in (108, 132, 148):
+                row_tiles, batch_tiles = config.grid(n, batch, processors)
+                assert (row_tiles - 1) * config.rows < n <= row_tiles * config.rows
+                assert batch_tiles == 1 or row_tiles * batch_tiles <= processors
+                assert (batch_tiles - 1) * config.block_b < batch
+
+
+def test_a_grid_serves_what_one_processor_cannot_and_only_if_forced():
+    assert configuration.dense_unserved(256, torch.float32) is None
+    assert "inside use_backend" in configuration.dense_unserved(257, torch.float32)
+    assert configuration.dense_unserved(2048, torch.float32, forced=True) is None
+    assert "of all (n <= 2048)" in configuration.dense_unserved(2049, torch.float32, forced=True)
+    assert "n <= 1024" in configuration.dense_unserved(1025, torch.float64, forced=True)
+    assert configuration.recurrence_form(512, 1024, torch.float32) is None
+    assert configuration.recurrence_form(512, 1024, torch.float32, forced=True) == "dense"

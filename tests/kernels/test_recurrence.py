@@ -1,5 +1,4 @@
 import functools
-import itertools
 
 import pytest
 import torch
@@ -7,65 +6,9 @@ from spectral_triton.kernels import recurrence as kernels
 from spectral_triton.kernels.configuration import DENSE, FOLDED
 from triton import knobs
 
-from spectral_triton import reference
-
 DTYPES = [torch.float32, torch.float64]
 NONLINEARITIES = ["identity", "tanh", "relu", "leaky_relu", "modrelu"]
 FORMS = ["folded", "dense"]
-SLOPE = 0.1
-
-
-class Problem:
-    """Random operands in float64, and what the oracle and the kernels make of them."""
-
-    def __init__(self, n, r, batch_sizes, nonlinearity="tanh", reverse=False, packed=False):
-        steps, batch = len(batch_sizes), max(batch_sizes, default=2)
-        self.scale = torch.rand(n) + 0.5
-        self.p, self.q = torch.randn(2, n, r) / n**0.5
-        self.bias = torch.randn(n) * 0.3 if nonlinearity == "modrelu" else None
-        self.x = torch.randn(sum(batch_sizes), n) if packed else torch.randn(steps, batch, n)
-        self.h0 = torch.randn(batch, n)
-        self.grad_y = torch.randn_like(self.x)
-        self.batch_sizes = batch_sizes if packed else None
-        self.nonlinearity, self.reverse = nonlinearity, reverse
-
-    def oracle(self, dtype=torch.float64):
-        x, h0 = (a.to(dtype).requires_grad_() for a in (self.x, self.h0))
-        weight = (torch.diag(self.scale) - self.p @ self.q.mT).to(dtype)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        options = {"nonlinearity": self.nonlinearity, "slope": SLOPE, "bias": bias}
-        options["reverse"] = self.reverse
-        if self.batch_sizes is None:
-            y = reference.recurrence(x, h0, weight, **options)
-        else:
-            y = reference.packed_recurrence(x, h0, self.batch_sizes, weight, **options)
-        grads = torch.zeros_like(x), torch.zeros_like(h0)
-        if y.requires_grad:
-            grads = torch.autograd.grad(y, (x, h0), self.grad_y.to(dtype))
-        return y, *grads
-
-    def kernels(self, form, dtype, device, index_dtype=torch.int64):
-        def to(tensor):
-            return None if tensor is None else tensor.to(device, dtype)
-
-        offsets = None
-        if self.batch_sizes is not None:
-            offsets = torch.tensor([0, *itertools.accumulate(self.batch_sizes)])
-            offsets = offsets.to(device, index_dtype)
-        if form == "folded":
-            weights = to(self.scale), to(self.p), to(self.q)
-            forward, backward = kernels.folded_fwd, kernels.folded_bwd
-        else:
-            weights = (to(torch.diag(self.scale) - self.p @ self.q.mT),)
-            forward, backward = kernels.dense_fwd, kernels.dense_bwd
-        options = (self.nonlinearity, SLOPE, to(self.bias), offsets, self.reverse)
-        y = forward(to(self.x), to(self.h0), *weights, *options)
-        return y, *backward(to(self.grad_y), y, to(self.h0), *weights, *options)
-
-    def check(self, form, dtype, device, assert_accurate, **options):
-        results = self.kernels(form, dtype, device, **options)
-        for triple in zip(results, self.oracle(), self.oracle(dtype), strict=True):
-            assert_accurate(*triple)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -73,9 +16,11 @@ class Problem:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_every_mode(nonlinearity, reverse, packed, form, dtype, device, assert_accurate):
+def test_every_mode(
+    recurrence_problem, nonlinearity, reverse, packed, form, dtype, device, assert_accurate
+):
     sizes = [3, 3, 2, 1, 1] if packed else [3, 3, 3, 3]
-    problem = Problem(17, 6, sizes, nonlinearity, reverse, packed)
+    problem = recurrence_problem(17, 6, sizes, nonlinearity, reverse, packed)
     problem.check(form, dtype, device, assert_accurate)
 
 
@@ -83,29 +28,31 @@ def test_every_mode(nonlinearity, reverse, packed, form, dtype, device, assert_a
 @pytest.mark.parametrize(
     ("n", "r"), [(1, 0), (1, 2), (3, 3), (17, 0), (17, 32), (63, 1), (65, 17), (100, 32)]
 )
-def test_folded_sizes(n, r, dtype, device, assert_accurate):
-    Problem(n, r, [2] * 3).check("folded", dtype, device, assert_accurate)
+def test_folded_sizes(recurrence_problem, n, r, dtype, device, assert_accurate):
+    recurrence_problem(n, r, [2] * 3).check("folded", dtype, device, assert_accurate)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 3, 63, 65, 100])
-def test_dense_sizes(n, dtype, device, assert_accurate):
-    Problem(n, 2, [2] * 3).check("dense", dtype, device, assert_accurate)
+def test_dense_sizes(recurrence_problem, n, dtype, device, assert_accurate):
+    recurrence_problem(n, 2, [2] * 3).check("dense", dtype, device, assert_accurate)
 
 
 @pytest.mark.parametrize("entry", [*FOLDED, *DENSE], ids=str)
-def test_every_entry_of_the_table(entry, device, assert_accurate):
+def test_every_entry_of_the_table(recurrence_problem, entry, device, assert_accurate):
     dtype, n, r = (*entry, 2)[:3]
     form = "folded" if entry in FOLDED else "dense"
-    Problem(n - 1, r, [2, 1], packed=True).check(form, dtype, device, assert_accurate)
+    recurrence_problem(n - 1, r, [2, 1], packed=True).check(form, dtype, device, assert_accurate)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("sizes", [[1], [4], [1, 1, 1]])
-def test_one_step_or_one_sequence(sizes, packed, reverse, form, device, assert_accurate):
-    problem = Problem(5, 2, sizes, "tanh", reverse, packed)
+def test_one_step_or_one_sequence(
+    recurrence_problem, sizes, packed, reverse, form, device, assert_accurate
+):
+    problem = recurrence_problem(5, 2, sizes, "tanh", reverse, packed)
     problem.check(form, torch.float64, device, assert_accurate)
 
 
@@ -114,20 +61,20 @@ def test_one_step_or_one_sequence(sizes, packed, reverse, form, device, assert_a
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("sizes", [[3, 3, 3], [5, 4, 4, 1], [3, 2, 1]])
 def test_two_sequences_per_program(
-    sizes, reverse, form, dtype, device, assert_accurate, monkeypatch
+    recurrence_problem, sizes, reverse, form, dtype, device, assert_accurate, monkeypatch
 ):
     for name in ("folded_config", "dense_config"):
         choose = getattr(kernels, name)
         pair = functools.partial(lambda choose, *a: choose(*a)._replace(block_b=2), choose)
         monkeypatch.setattr(kernels, name, pair)
-    problem = Problem(17, 6, sizes, "relu", reverse, packed=True)
+    problem = recurrence_problem(17, 6, sizes, "relu", reverse, packed=True)
     problem.check(form, dtype, device, assert_accurate)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("sizes", "packed"), [([], False), ([], True), ([0, 0], False)])
-def test_no_steps_or_no_sequences(sizes, packed, form, device):
-    problem = Problem(5, 2, sizes, packed=packed)
+def test_no_steps_or_no_sequences(recurrence_problem, sizes, packed, form, device):
+    problem = recurrence_problem(5, 2, sizes, packed=packed)
     y, grad_z, grad_h0 = problem.kernels(form, torch.float64, device)
     assert y.shape == grad_z.shape == problem.x.shape
     # Without steps the last state is h0, which y does not hold: no gradient passes.
@@ -136,9 +83,11 @@ def test_no_steps_or_no_sequences(sizes, packed, form, device):
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_lengths_beyond_one_tile_of_offsets(index_dtype, reverse, device, assert_accurate):
+def test_lengths_beyond_one_tile_of_offsets(
+    recurrence_problem, index_dtype, reverse, device, assert_accurate
+):
     sizes = [2] * 3 + [1] * 127
-    problem = Problem(4, 2, sizes, "tanh", reverse, packed=True)
+    problem = recurrence_problem(4, 2, sizes, "tanh", reverse, packed=True)
     problem.check("folded", torch.float64, device, assert_accurate, index_dtype=index_dtype)
 
 
@@ -157,7 +106,7 @@ def test_tanh_is_accurate_everywhere(dtype, device):
 
 
 @pytest.mark.gpu
-def test_new_lengths_do_not_recompile(device):
+def test_new_lengths_do_not_recompile(recurrence_problem, device):
     compiled = []
     knobs.runtime.jit_post_compile_hook = lambda **event: compiled.append(event["key"])
     try:
@@ -167,14 +116,16 @@ def test_new_lengths_do_not_recompile(device):
             (16, 16, 33, 1),
             (784, 64, 48, 9),
         ):
-            Problem(n, r, [batch] * steps, "identity").kernels("folded", torch.float32, device)
+            recurrence_problem(n, r, [batch] * steps, "identity").kernels(
+                "folded", torch.float32, device
+            )
     finally:
         knobs.runtime.jit_post_compile_hook = None
     assert len(compiled) == len(set(compiled)) <= 2  # forward and backward, once each
 
 
-def test_nan_passes_through(device):
-    problem = Problem(5, 2, [2] * 3)
+def test_nan_passes_through(recurrence_problem, device):
+    problem = recurrence_problem(5, 2, [2] * 3)
     problem.x[1, 0, 2] = float("nan")
     y, _, _ = problem.kernels("folded", torch.float64, device)
     assert y[1, 0, 2].isnan()
@@ -195,15 +146,15 @@ def test_orthogonal_steps_keep_the_norm(device):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_runs_are_bit_equal(form, device):
-    problem = Problem(33, 4, [3] * 3)
+def test_runs_are_bit_equal(recurrence_problem, form, device):
+    problem = recurrence_problem(33, 4, [3] * 3)
     first = problem.kernels(form, torch.float32, device)
     second = problem.kernels(form, torch.float32, device)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_unserved_sizes_name_the_limit(device):
-    problem = Problem(1025, 2, [1])
+def test_unserved_sizes_name_the_limit(recurrence_problem, device):
+    problem = recurrence_problem(2049, 2, [1])
     with pytest.raises(ValueError, match="registers"):
         problem.kernels("folded", torch.float32, device)
     with pytest.raises(ValueError, match="registers"):

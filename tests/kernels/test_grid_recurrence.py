@@ -1,0 +1,149 @@
+import functools
+
+import pytest
+import torch
+from spectral_triton.kernels import grid_recurrence
+from spectral_triton.kernels.configuration import GRID, GridConfig
+
+from spectral_triton import reference
+
+DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Sets a configuration in which a few features already take several programs."""
+
+    def use(processors=4, rows=16):
+        config = GridConfig(64, rows, num_warps=2, lanes_n=4)
+        monkeypatch.setattr(grid_recurrence, "grid_config", lambda n, dtype: config)
+        monkeypatch.setattr(grid_recurrence, "num_processors", lambda device: processors)
+
+    return use
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_every_mode(recurrence_problem, small, reverse, packed, dtype, device, assert_accurate):
+    small(processors=2)
+    # Two programs along features, one along sequences, which takes two rounds.
+    sizes = [3, 2, 1] if packed else [3, 3]
+    problem = recurrence_problem(17, 6, sizes, "tanh", reverse, packed)
+    problem.check("grid", dtype, device, assert_accurate, False)
+
+
+@pytest.mark.parametrize("nonlinearity", ["identity", "relu", "leaky_relu", "modrelu"])
+def test_every_nonlinearity(recurrence_problem, small, nonlinearity, device, assert_accurate):
+    small()
+    problem = recurrence_problem(17, 6, [2, 2], nonlinearity)
+    problem.check("grid", torch.float64, device, assert_accurate, False)
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype"), [(1, torch.float32), (16, torch.float64), (47, torch.float32)]
+)
+def test_sizes(recurrence_problem, small, n, dtype, device, assert_accurate):
+    small()
+    recurrence_problem(n, 2, [2] * 2).check("grid", dtype, device, assert_accurate, False)
+
+
+@pytest.mark.parametrize("processors", [1, 100])
+@pytest.mark.parametrize("sizes", [[7, 6, 2], [4, 1, 1]])
+def test_any_share_of_the_sequences(
+    recurrence_problem, small, sizes, processors, device, assert_accurate
+):
+    small(processors)
+    problem = recurrence_problem(20, 2, sizes, "tanh", True, packed=True)
+    problem.check("grid", torch.float64, device, assert_accurate, False)
+
+
+@pytest.mark.parametrize("entry", GRID, ids=str)
+def test_every_entry_of_the_table(entry, device, assert_accurate, monkeypatch):
+    dtype, n = entry
+    monkeypatch.setattr(GridConfig, "grid", lambda *sizes: (1, 1))
+    x, h0, weight = torch.randn(1, 2, n), torch.randn(2, n), torch.randn(n, n) / n**0.5
+    operands = [a.to(device, dtype) for a in (x, h0, weight)]
+    y = grid_recurrence.grid_fwd(*operands, "relu", 0.0, None, None, False, False)
+    rows = GRID[entry].rows  # the outputs of the one program there is
+    oracle, plain = (
+        reference.recurrence(x.to(d), h0.to(d), weight.to(d), nonlinearity="relu")
+        for d in (torch.float64, dtype)
+    )
+    assert_accurate(y[..., :rows], oracle[..., :rows], plain[..., :rows])
+    assert y[..., rows:].isnan().all()
+
+
+@pytest.mark.parametrize(("n", "dtype"), [(257, torch.float32), (130, torch.float64)])
+def test_own_choice_of_blocks(recurrence_problem, n, dtype, device, assert_accurate):
+    recurrence_problem(n, 2, [2]).check("dense", dtype, device, assert_accurate)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_all_steps_in_one_launch(
+    recurrence_problem, small, packed, reverse, device, assert_accurate, monkeypatch
+):
+    """One program to a counter, so that the interpreter can run the form with the barrier."""
+    if device.type != "cpu":
+        pytest.skip("the barrier itself is tested here")
+    waits = []
+
+    def wait_for(counter_ptr, arrivals):
+        seen = grid_recurrence.tl.load(counter_ptr)
+        waits.append((int(seen.handle.data.item()), int(arrivals.handle.data.item())))
+
+    monkeypatch.setattr(grid_recurrence, "wait_for", wait_for)
+    small(processors=2, rows=32)
+    sizes = [5, 3, 1] if packed else [5] * 3
+    problem = recurrence_problem(17, 6, sizes, "tanh", reverse, packed)
+    problem.check("grid", torch.float64, device, assert_accurate, True)
+    assert waits == [(step, step) for steps in (3, 3, 4, 4) for step in range(steps)]
+
+
+@pytest.mark.parametrize(("sizes", "packed"), [([], False), ([], True), ([0, 0], False)])
+def test_no_steps_or_no_sequences(recurrence_problem, sizes, packed, device):
+    problem = recurrence_problem(5, 2, sizes, packed=packed)
+    y, grad_z, grad_h0 = problem.kernels("grid", torch.float64, device, False)
+    assert y.shape == grad_z.shape == problem.x.shape
+    assert torch.equal(grad_h0.cpu(), torch.zeros_like(problem.h0))
+
+
+def test_runs_are_bit_equal(recurrence_problem, small, device):
+    small()
+    problem = recurrence_problem(20, 4, [3] * 2)
+    first = problem.kernels("grid", torch.float32, device, False)
+    second = problem.kernels("grid", torch.float32, device, False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_states_of_another_dtype_are_rejected(device):
+    x, h0 = torch.ones(1, 1, 3, device=device, dtype=torch.bfloat16), torch.ones(1, 3).to(device)
+    with pytest.raises(ValueError, match=r"must be torch\.bfloat16"):
+        grid_recurrence.grid_fwd(x, h0, torch.eye(3).to(device), "relu", 0.0, None, None, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("entry", GRID, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_cooperative_launches(recurrence_problem, entry, packed, reverse, device, assert_accurate):
+    """Hundreds of barriers: any state read too early would differ from a launch for each step."""
+    dtype, n = entry
+    sizes = [70] * 200 + [33] * 100 if packed else [70] * 300
+    problem = recurrence_problem(n - 1, 8, sizes, "tanh", reverse, packed)
+    problem.check("grid", dtype, device, assert_accurate, True)
+    runs = [problem.kernels("grid", dtype, device, form) for form in (True, True, True, False)]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.gpu
+def test_cooperative_launches_keep_the_norm(device):
+    n, steps = 1024, 2000
+    weight = torch.linalg.qr(torch.randn(n, n))[0].to(device, torch.float32)
+    h0 = torch.randn(9, n, dtype=torch.float32, device=device)
+    x = torch.zeros(steps, 9, n, dtype=torch.float32, device=device)
+    launch = functools.partial(grid_recurrence.grid_fwd, x, h0, weight.contiguous(), "identity")
+    y = launch(0.0, None, None, False, True)
+    torch.testing.assert_close(y[-1].norm(dim=-1), h0.norm(dim=-1), rtol=1e-4, atol=0)
