@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -76,6 +76,16 @@ def use_triton(op: str, *tensors: Tensor | None, **sizes: int) -> bool:
     return reason is None
 
 
+def forced_backend() -> str | None:
+    """What ``use_backend`` forces here; None while a program is traced, which knows no blocks."""
+    return None if torch.compiler.is_compiling() else _forced.get()
+
+
+def hand_on(forced: str | None) -> AbstractContextManager[object]:
+    """Forces in a backward pass what ``forced_backend`` said in its forward pass."""
+    return nullcontext() if forced is None else use_backend(forced)
+
+
 def may_launch(tensor: Tensor) -> bool:
     """Whether a kernel could be asked for at all: what can be told while a program is traced."""
     if tensor.is_cuda or torch.compiler.is_compiling():
@@ -89,7 +99,7 @@ def recurrence_form(x: Tensor, n: int, r: int) -> str | None:
         return None
     from spectral_triton.kernels import configuration
 
-    return configuration.recurrence_form(n, r, full_precision(x.dtype))
+    return configuration.recurrence_form(n, r, full_precision(x.dtype), _forced.get() == "triton")
 
 
 def reflector_block_size(unit_reflectors: Tensor, num_vectors: int) -> int:
@@ -103,6 +113,8 @@ def reflector_block_size(unit_reflectors: Tensor, num_vectors: int) -> int:
 
 def unserved_reason(op: str, *tensors: Tensor | None, **sizes: int) -> str | None:
     """Why no kernel serves the call, or None if one does.
+
+    Inside ``use_backend("triton")`` more sizes are served: those of kernels that were not timed.
 
     Args:
         op: one of ``OPS``.
@@ -131,7 +143,7 @@ def unserved_reason(op: str, *tensors: Tensor | None, **sizes: int) -> str | Non
         return None
     if op == "folded_recurrence":
         return configuration.folded_unserved(sizes["n"], sizes["r"], dtype)
-    return configuration.dense_unserved(sizes["n"], dtype)
+    return configuration.dense_unserved(sizes["n"], dtype, _forced.get() == "triton")
 
 
 @dataclass(frozen=True)

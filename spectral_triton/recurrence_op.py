@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
+from spectral_triton.backend import forced_backend, hand_on
 from spectral_triton.forward_mode import in_forward_mode, is_differentiated
 from spectral_triton.gradient_sums import ARGUMENTS, GradientSums
 from spectral_triton.recurrence_launch import launch_bwd, launch_fwd, serves
@@ -182,7 +183,7 @@ class Recurrence(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, _, _, _ = inputs
         y, _, kept = output
-        ctx.options = inputs[-3:]
+        ctx.options, ctx.forced = inputs[-3:], forced_backend()
         ctx.mark_non_differentiable(kept)
         ctx.set_materialize_grads(False)
         if inputs[1] is None:
@@ -196,7 +197,7 @@ class Recurrence(Function):
         y, kept, x, *rest = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[: len(ARGUMENTS)])
         arguments = (needs, grad_y, grad_last, y, kept, y if x is None else x, *rest, *ctx.options)
-        with without_autocast(y.device.type):
+        with without_autocast(y.device.type), hand_on(ctx.forced):
             if is_differentiated():
                 grads = plain_bwd(*arguments)
             else:

@@ -70,10 +70,10 @@ x = torch.ones(2, 8)
 print(use_triton("apply_reflectors", x, n=8, k=3))
 with use_backend("triton"):
     print(use_triton("apply_reflectors", x, n=8, k=3))
-    print(use_triton("dense_recurrence", x, None, n=8))
+    print(use_triton("dense_recurrence", x, None, n=8), use_triton("dense_recurrence", x, n=1000))
     for call in (
         lambda: use_triton("folded_recurrence", x, n=4096, r=64),
-        lambda: use_triton("dense_recurrence", x, n=1000),
+        lambda: use_triton("dense_recurrence", x, n=3000),
         lambda: use_triton("apply_reflectors", x.to(torch.complex64), n=8, k=3),
         lambda: use_triton("apply_reflectors", x.to("meta"), n=8, k=3),
         lambda: use_triton("apply_reflectors", x.to("meta"), x, n=8, k=3),
@@ -89,7 +89,7 @@ print(backend_info())
 def test_interpreter_takes_cpu_tensors_when_forced():
     pytest.importorskip("triton")
     lines = _python(INTERPRETED, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="").splitlines()
-    assert lines[:3] == ["False", "True", "True"]
+    assert lines[:3] == ["False", "True", "True True"]
     expected = ["registers", "registers", "dtype torch.complex64", "meta tensors", "several"]
     for line, reason in zip(lines[3:8], expected, strict=True):
         assert line.startswith('use_backend("triton"): ')
@@ -148,4 +148,6 @@ def test_cuda_tensors_run_as_kernels():
     for op in OPS:
         assert use_triton(op, x, **SIZES[op])
     assert not use_triton("dense_recurrence", x, n=1000)
+    with use_backend("triton"):
+        assert use_triton("dense_recurrence", x, n=1000)
     assert "kernels run" in backend_info().devices["cuda:0"]
