@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from spectral_triton.kernels.configuration import GridConfig, RecurrenceConfig
 
 # Fixed when the kernels are decorated, so later changes of the environment do not count.
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
@@ -58,15 +62,22 @@ def num_steps(x: Tensor, offsets: Tensor | None) -> int:
 
 
 def recurrence_options(
-    nonlinearity: str, slope: float, packed: bool, reverse: bool
+    device: torch.device,
+    config: RecurrenceConfig | GridConfig,
+    nonlinearity: str,
+    slope: float,
+    offsets: Tensor | None,
+    reverse: bool,
 ) -> dict[str, object]:
-    """The constants that every kernel of a recurrence takes."""
+    """The constants that every kernel of a recurrence takes, and how to launch it."""
     return {
         "NONLINEARITY": nonlinearity,
         # A constant: Triton passes a Python float as float32, which float64 would notice.
         "SLOPE": float(slope) if nonlinearity == "leaky_relu" else 0.0,
-        "PACKED": packed,
+        "PACKED": offsets is not None,
         "REVERSE": reverse,
+        **config.constants(),
+        **launch_options(config.num_warps, architecture(device)),
     }
 
 

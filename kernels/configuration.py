@@ -41,6 +41,15 @@ class RecurrenceConfig(NamedTuple):
     spills: int = 0
     block_b: int = 1
 
+    def constants(self) -> dict[str, int]:
+        return {
+            "BLOCK_B": self.block_b,
+            "BLOCK_N": self.block_n,
+            "BLOCK_R": self.block_r,
+            "WARPS": self.num_warps,
+            "LANES_N": self.lanes_n,
+        }
+
 
 class GridConfig(NamedTuple):
     """A dense W by rows over programs: ``rows`` of ``block_n`` columns in each.

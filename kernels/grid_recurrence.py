@@ -18,9 +18,7 @@ from spectral_triton.kernels._activation import activate, activate_bwd
 from spectral_triton.kernels._dense_rows import load_rows, load_states, multiply_rows, output_cells
 from spectral_triton.kernels._grid_barrier import COUNTER_STRIDE, arrive, wait_for
 from spectral_triton.kernels._launch import (
-    architecture,
     cooperates,
-    launch_options,
     num_processors,
     num_steps,
     on_device,
@@ -254,7 +252,9 @@ def _launch(
     steps = num_steps(x, offsets)
     launches = steps + extra_steps
     counters = torch.zeros(grid[1] * COUNTER_STRIDE.value, dtype=torch.int32, device=x.device)
-    options = recurrence_options(nonlinearity, slope, offsets is not None, reverse)
+    options = recurrence_options(x.device, config, nonlinearity, slope, offsets, reverse)
+    if cooperative:
+        options["launch_cooperative_grid"] = True
     with on_device(x):
         for begin in range(0, launches, launches if cooperative else 1):
             end = launches if cooperative else begin + 1
@@ -262,7 +262,4 @@ def _launch(
                 *(*tensors, counters, begin, end, steps, batch, n),
                 **options,
                 BARRIER=cooperative,
-                **config.constants(),
-                **launch_options(config.num_warps, architecture(x.device)),
-                **({"launch_cooperative_grid": True} if cooperative else {}),
             )

@@ -16,8 +16,6 @@ import triton
 import triton.language as tl
 from spectral_triton.kernels._activation import activate, activate_bwd
 from spectral_triton.kernels._launch import (
-    architecture,
-    launch_options,
     num_steps,
     on_device,
     recurrence_options,
@@ -105,14 +103,8 @@ def recurrence_fwd_kernel(
         mask = (sequence < size) & inside
         h = tl.where(mask, y, h) if PACKED and REVERSE else y
         tl.store(y_ptr + start * N + state_cells, y, mask)
-        start, size, start_1, size_1, start_2, size_2 = (
-            start_1,
-            size_1,
-            start_2,
-            size_2,
-            start_3,
-            size_3,
-        )
+        start, size, start_1, size_1 = start_1, size_1, start_2, size_2
+        start_2, size_2 = start_3, size_3
 
 
 @triton.jit(do_not_specialize=_RUNTIME_SIZES)
@@ -183,14 +175,8 @@ def recurrence_bwd_kernel(
         tl.store(grad_z_ptr + start * N + state_cells, dz, mask)
         previous = add_product(0.0, dz, scale, p, q, DENSE, WARPS, LANES_N)
         dh = tl.where(mask, previous, dh) if PACKED and REVERSE else previous
-        start, size, start_1, size_1, start_2, size_2 = (
-            start_1,
-            size_1,
-            start_2,
-            size_2,
-            start_3,
-            size_3,
-        )
+        start, size, start_1, size_1 = start_1, size_1, start_2, size_2
+        start_2, size_2 = start_3, size_3
 
     tl.store(grad_h0_ptr + state_cells, dh, exists)
 
@@ -213,7 +199,8 @@ def folded_fwd(
     offsets[t + 1], one for each of the sequences, which are sorted by falling length.
     """
     config = folded_config(x.shape[-1], p.shape[1], p.dtype, h0.shape[0])
-    return _forward(x, h0, scale, p, q, nonlinearity, slope, bias, offsets, reverse, config)
+    options = nonlinearity, slope, bias, offsets, reverse
+    return _forward(config, x, h0, (scale, p, q), *options)
 
 
 def dense_fwd(
@@ -231,7 +218,7 @@ def dense_fwd(
     if needs_grid(x.shape[-1], weight.dtype):
         return grid_fwd(x, h0, weight, *options)
     config = dense_config(x.shape[-1], weight.dtype, h0.shape[0])
-    return _forward(x, h0, None, weight, None, *options, config)
+    return _forward(config, x, h0, (None, weight, None), *options)
 
 
 def folded_bwd(
@@ -252,7 +239,8 @@ def folded_bwd(
     The gradient of modrelu's bias is the sum of ∂L/∂z ∘ sign(y) over all rows.
     """
     config = folded_config(y.shape[-1], p.shape[1], p.dtype, h0.shape[0])
-    return _backward(grad_y, y, h0, scale, q, p, nonlinearity, slope, offsets, reverse, config)
+    options = nonlinearity, slope, offsets, reverse
+    return _backward(config, grad_y, y, h0, (scale, q, p), *options)
 
 
 def dense_bwd(
@@ -268,27 +256,24 @@ def dense_bwd(
 ) -> tuple[Tensor, Tensor]:
     """(∂L/∂z, ∂L/∂h0) for a dense weight; as ``folded_bwd``."""
     if needs_grid(y.shape[-1], weight.dtype):
-        options = nonlinearity, slope, bias, offsets, reverse
-        return grid_bwd(grad_y, y, h0, weight, *options)
+        return grid_bwd(grad_y, y, h0, weight, nonlinearity, slope, bias, offsets, reverse)
     config = dense_config(y.shape[-1], weight.dtype, h0.shape[0])
-    return _backward(
-        grad_y, y, h0, None, weight.mT, None, nonlinearity, slope, offsets, reverse, config
-    )
+    options = nonlinearity, slope, offsets, reverse
+    return _backward(config, grad_y, y, h0, (None, weight.mT, None), *options)
 
 
 def _forward(
+    config: RecurrenceConfig,
     x: Tensor,
     h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
+    weight: tuple[Tensor | None, Tensor, Tensor | None],
     nonlinearity: str,
     slope: float,
     bias: Tensor | None,
     offsets: Tensor | None,
     reverse: bool,
-    config: RecurrenceConfig,
 ) -> Tensor:
+    scale, p, q = weight
     require_contiguous(x=x, h0=h0, scale=scale, p=p, q=q, bias=bias, offsets=offsets)
     y = torch.empty_like(x)
     steps, batch = num_steps(x, offsets), h0.shape[0]
@@ -297,25 +282,24 @@ def _forward(
             recurrence_fwd_kernel[(triton.cdiv(batch, config.block_b),)](
                 *(x, h0, scale, p, q, bias, offsets, y, steps, batch),
                 *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
-                **recurrence_options(nonlinearity, slope, offsets is not None, reverse),
-                **_options(q is None, config, x.device),
+                **recurrence_options(x.device, config, nonlinearity, slope, offsets, reverse),
+                DENSE=q is None,
             )
     return y
 
 
 def _backward(
+    config: RecurrenceConfig,
     grad_y: Tensor,
     y: Tensor,
     h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
+    weight: tuple[Tensor | None, Tensor, Tensor | None],
     nonlinearity: str,
     slope: float,
     offsets: Tensor | None,
     reverse: bool,
-    config: RecurrenceConfig,
 ) -> tuple[Tensor, Tensor]:
+    scale, p, q = weight
     require_contiguous(grad_y=grad_y, y=y, scale=scale, q=q, offsets=offsets)
     if not y.numel():
         return torch.empty_like(y), torch.zeros_like(h0)
@@ -325,19 +309,7 @@ def _backward(
         recurrence_bwd_kernel[(triton.cdiv(batch, config.block_b),)](
             *(grad_y, y, scale, p, q, offsets, grad_z, grad_h0, steps, batch),
             *(p.shape[0], p.shape[1], p.stride(0), p.stride(1), 1),
-            **recurrence_options(nonlinearity, slope, offsets is not None, reverse),
-            **_options(q is None, config, y.device),
+            **recurrence_options(y.device, config, nonlinearity, slope, offsets, reverse),
+            DENSE=q is None,
         )
     return grad_z, grad_h0
-
-
-def _options(dense: bool, config: RecurrenceConfig, device: torch.device) -> dict[str, object]:
-    return {
-        "DENSE": dense,
-        "BLOCK_B": config.block_b,
-        "BLOCK_N": config.block_n,
-        "BLOCK_R": config.block_r,
-        "WARPS": config.num_warps,
-        "LANES_N": config.lanes_n,
-        **launch_options(config.num_warps, architecture(device)),
-    }

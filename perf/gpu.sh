@@ -49,12 +49,13 @@ tests_status=${PIPESTATUS[0]}
 
 section "compute-sanitizer"
 if [ "$mode" != rehearse ] && command -v compute-sanitizer >/dev/null; then
+    sanitized="test_two_sequences_per_program and sizes2 and dtype0 or 65-12-4-False-dtype0"
+    sanitized+=" or test_own_choice_of_blocks"
     for tool in memcheck racecheck; do
         echo "-- $tool"
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 40 compute-sanitizer --tool "$tool" --error-exitcode 9 \
             "$python" -c "$pytest_main" -q -p no:cacheprovider --device cuda \
-            tests/kernels/test_recurrence.py tests/kernels/test_compact_wy.py \
-            -k "test_two_sequences_per_program and sizes2 and dtype0 or 65-12-4-False-dtype0" 2>&1
+            tests/kernels/test_{recurrence,grid_recurrence,compact_wy}.py -k "$sanitized" 2>&1
         sanitizer_status=$?
         echo "-- $tool exit status $sanitizer_status"
         # 124 is the timeout: the tool is slow, which is no verdict.
@@ -67,7 +68,7 @@ section "benchmarks"
 if [ "$mode" = rehearse ]; then
     timeout 120 "$python" perf/gpu_benchmark.py "$out" --rehearse | tail -n 8 || status=1
 else
-    timeout 200 "$python" perf/gpu_benchmark.py "$out" --minutes 2.5 | tail -n 24 || status=1
+    timeout 225 "$python" perf/gpu_benchmark.py "$out" --minutes 3 | tail -n 24 || status=1
 fi
 
 {

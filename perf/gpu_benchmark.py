@@ -22,14 +22,13 @@ from typing import Any
 
 import torch
 import triton
+from large_recurrence import INPUTS, TOLERANCE, bench_routes
 from spectral_triton.kernels import compact_wy, recurrence
 from spectral_triton.kernels.configuration import preferred_block_size, recurrence_form
 from torch import Tensor, nn
 
 from spectral_triton import SpectralRNN, reference
 
-INPUTS = 28  # features of a step: a row of an MNIST image
-TOLERANCE = 1e-4
 PEAK_FLOPS, PEAK_BYTES = 67e12, 4.3e12  # H200: float32 outside tensor cores; measured copy
 
 
@@ -249,14 +248,17 @@ def main() -> None:
     clock = Clock(device, options.minutes, seconds_each=0.01 if options.rehearse else 0.5)
     if options.rehearse:
         recurrences, reflectors, drift = [(6, 2, 8, 4), (6, 2, 40, 90)], [(12, 12, 3)], (20, 16, 2)
+        large = [(2, 2, 65)]
     else:
         sizes = [(64, 16), (128, 32), (128, 256), (256, 32), (256, 512), (512, 32), (1024, 16)]
         sizes += [(512, 64), (1024, 32), (512, 1024)]
         recurrences = [(784, 64, n, r) for n, r in sizes] + [(784, 256, 512, 32)]
         reflectors = [(n, n, 64) for n in (256, 512, 1024)] + [(1024, 1024, 1024), (512, 16, 64)]
         drift = (10_000, 512, 16)
+        large = [(784, 64, n) for n in (512, 1024, 2048)]
     work: list[Callable[[], dict[str, Any]]] = [lambda: norm_drift(*drift, device)]
     work += [lambda size=size: bench_recurrence(clock, *size, device) for size in recurrences]
+    work += [lambda size=size: bench_routes(clock, *size, device) for size in large]
     work += [lambda size=size: bench_reflectors(clock, *size, device) for size in reflectors]
     results = []
     for unit in work:

@@ -64,11 +64,7 @@ def _recurrence(
         "DENSE": dense,
         "PACKED": packed,
         "REVERSE": reverse,
-        "BLOCK_B": config.block_b,
-        "BLOCK_N": config.block_n,
-        "BLOCK_R": config.block_r,
-        "WARPS": config.num_warps,
-        "LANES_N": config.lanes_n,
+        **config.constants(),
     }
     constants |= {} if packed else {"offsets_ptr": None}
     constants |= {"scale_ptr": None, "q_ptr": None} if dense else {}

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from spectral_triton.kernels import recurrence as kernels
 from torch import nn
 
 from spectral_triton import HouseholderSVD, SpectralRNN, SVDLinear, spectral_recurrence, use_backend
+from spectral_triton.recurrence_op import recurrence
 
 NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
 
@@ -67,3 +69,26 @@ def test_linear():
     layer = SVDLinear(9, 6, dtype=torch.float64)
     x = torch.randn(4, 9, requires_grad=True)
     torch.testing.assert_close(*_both(lambda: (layer(x),), [x, *layer.parameters()]))
+
+
+def test_weight_that_takes_several_programs():
+    n = 130
+    weight = (torch.randn(n, n) / n**0.5).requires_grad_()
+    x, h0 = torch.randn(2, 3, n, requires_grad=True), torch.randn(3, n, requires_grad=True)
+    options = (None, None, "tanh", 0.0, False)
+    torch.testing.assert_close(
+        *_both(lambda: recurrence(x, h0, None, weight, None, *options), [x, h0, weight])
+    )
+
+
+def test_backward_keeps_what_its_forward_was_forced_to(monkeypatch):
+    launched = []
+    backward = kernels.dense_bwd
+    monkeypatch.setattr(kernels, "dense_bwd", lambda *a: launched.append(1) or backward(*a))
+    x = torch.randn(2, 1, 3, requires_grad=True)
+    factors = HouseholderSVD(torch.randn(2, 3), torch.rand(3), torch.randn(2, 3))
+    for name, launches in (("triton", 1), ("torch", 1)):
+        with use_backend(name):
+            y = spectral_recurrence(x, None, factors)
+        y.sum().backward()
+        assert len(launched) == launches

@@ -123,19 +123,34 @@ def test_states_of_another_dtype_are_rejected(device):
         grid_recurrence.grid_fwd(x, h0, torch.eye(3).to(device), "relu", 0.0, None, None, False)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("entry", GRID, ids=str)
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_cooperative_launches(recurrence_problem, entry, packed, reverse, device, assert_accurate):
-    """Hundreds of barriers: any state read too early would differ from a launch for each step."""
-    dtype, n = entry
-    sizes = [70] * 200 + [33] * 100 if packed else [70] * 300
-    problem = recurrence_problem(n - 1, 8, sizes, "tanh", reverse, packed)
+def check_cooperative(problem, dtype, device, assert_accurate):
+    """Hundreds of barriers: a state read too early would differ from a launch for each step."""
     problem.check("grid", dtype, device, assert_accurate, True)
     runs = [problem.kernels("grid", dtype, device, form) for form in (True, True, True, False)]
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("entry", GRID, ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_cooperative_launches(recurrence_problem, entry, reverse, device, assert_accurate):
+    dtype, n = entry
+    batch = 9 if n >= 1024 else 70
+    problem = recurrence_problem(n - 1, 8, [batch] * 300, "tanh", reverse)
+    check_cooperative(problem, dtype, device, assert_accurate)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("entry", [(torch.float32, 512), (torch.float64, 256)], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_cooperative_launches_of_packed_batches(
+    recurrence_problem, entry, reverse, device, assert_accurate
+):
+    dtype, n = entry
+    sizes = [70] * 100 + [33] * 60 + [1] * 40
+    problem = recurrence_problem(n, 8, sizes, "tanh", reverse, packed=True)
+    check_cooperative(problem, dtype, device, assert_accurate)
 
 
 @pytest.mark.gpu
