@@ -51,6 +51,7 @@ class Cost(NamedTuple):
     shared: int
     allowed_spills: int
     wgmma: bool
+    barrier: bool
     chain: int
     issue: int
 
@@ -76,12 +77,15 @@ def compile_case(case: Case, target: str) -> Cost:
         text = compiled.asm["amdgcn"]
         registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
         spills = 4 * int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text)[1])
-        return Cost(case.title, target, registers, spills, shared, case.spills, False, 0, 0)
+        return Cost(case.title, target, registers, spills, shared, case.spills, False, False, 0, 0)
     usage = _disassemble(compiled.asm["cubin"], "--dump-resource-usage")
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    wgmma = "wgmma" in compiled.asm["ptx"]
+    ptx = compiled.asm["ptx"]
+    # Ordered as Note [Memory order of the barrier] in _grid_barrier.py says.
+    barrier = all(part in ptx for part in (".gpu.release.", "ld.acquire.gpu.", "ld.global.cg."))
     chain, issue = loop_cost(_disassemble(compiled.asm["cubin"], "--dump-sass"), case.num_warps)
-    return Cost(case.title, target, registers, stack, shared, case.spills, wgmma, chain, issue)
+    own = (case.title, target, registers, stack, shared, case.spills)
+    return Cost(*own, "wgmma" in ptx, barrier, chain, issue)
 
 
 def _disassemble(cubin: bytes, what: str) -> str:

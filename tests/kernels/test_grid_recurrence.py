@@ -1,9 +1,15 @@
 import functools
+import itertools
+import multiprocessing
+import os
 
 import pytest
 import torch
 from spectral_triton.kernels import grid_recurrence
+from spectral_triton.kernels._grid_barrier import COUNTER_STRIDE
+from spectral_triton.kernels._launch import recurrence_options
 from spectral_triton.kernels.configuration import GRID, GridConfig
+from triton.runtime import interpreter
 
 from spectral_triton import reference
 
@@ -79,26 +85,74 @@ def test_own_choice_of_blocks(recurrence_problem, n, dtype, device, assert_accur
     recurrence_problem(n, 2, [2]).check("dense", dtype, device, assert_accurate)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-def test_all_steps_in_one_launch(
-    recurrence_problem, small, packed, reverse, device, assert_accurate, monkeypatch
-):
-    """One program to a counter, so that the interpreter can run the form with the barrier."""
-    if device.type != "cpu":
-        pytest.skip("the barrier itself is tested here")
-    waits = []
+def run_program(index, grid, kernel, arguments, options):
+    """One program of a cooperative launch, in a process of its own and in shared memory."""
+    torch.set_num_threads(1)
+    builder = interpreter.interpreter_builder
+    builder.set_grid_dim = lambda *sizes: setattr(builder, "grid_dim", (*grid, 1))
+    builder.set_grid_idx = lambda *zeros: setattr(builder, "grid_idx", (*index, 0))
+    # It copies all arguments onto themselves, over what other programs store meanwhile.
+    interpreter.GridExecutor._restore_args_dev = lambda *arguments: None
 
     def wait_for(counter_ptr, arrivals):
-        seen = grid_recurrence.tl.load(counter_ptr)
-        waits.append((int(seen.handle.data.item()), int(arrivals.handle.data.item())))
+        while grid_recurrence.tl.load(counter_ptr).handle.data < arrivals.handle.data:
+            os.sched_yield()
 
-    monkeypatch.setattr(grid_recurrence, "wait_for", wait_for)
-    small(processors=2, rows=32)
-    sizes = [5, 3, 1] if packed else [5] * 3
-    problem = recurrence_problem(17, 6, sizes, "tanh", reverse, packed)
-    problem.check("grid", torch.float64, device, assert_accurate, True)
-    assert waits == [(step, step) for steps in (3, 3, 4, 4) for step in range(steps)]
+    grid_recurrence.wait_for = wait_for
+    kernel[(1, 1)](*arguments, **options, BARRIER=True)
+
+
+def run_grid(grid, *arguments):
+    """All programs at once, with the interpreter's atomics and a wait in Python."""
+    fork = multiprocessing.get_context("fork")
+    indices = itertools.product(*map(range, grid))
+    programs = [fork.Process(target=run_program, args=(i, grid, *arguments)) for i in indices]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+        program.kill()
+    assert [program.exitcode for program in programs] == [0] * len(programs)
+
+
+@pytest.mark.parametrize(("sizes", "reverse"), [([3, 3, 3], False), ([5, 3, 1], True)])
+def test_all_steps_in_one_launch(recurrence_problem, small, sizes, reverse, device):
+    """The form with the barrier gives the bits of a launch for each step."""
+    if device.type != "cpu":
+        pytest.skip("the barrier itself is tested here")
+    small()
+    n, grid = 17, (2, 2)
+    config = grid_recurrence.grid_config(n, torch.float64)
+    packed = len(set(sizes)) > 1
+    problem = recurrence_problem(n, 6, sizes, "tanh", reverse, packed)
+    y, grad_z, grad_h0 = problem.kernels("grid", torch.float64, device, False)
+    weight = torch.diag(problem.scale) - problem.p @ problem.q.mT
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)]) if packed else None
+    options = recurrence_options(device, config, "tanh", 0.0, offsets, reverse)
+
+    shared_y, shared_z, shared_h0 = (torch.full_like(a, torch.nan) for a in (y, grad_z, grad_h0))
+    arrivals = torch.zeros(2, 2, COUNTER_STRIDE.value, dtype=torch.int32)
+    for tensor in (shared_y, shared_z, shared_h0, arrivals):
+        tensor.share_memory_()
+    steps, batch = len(sizes), sizes[0]
+    forward = problem.x, problem.h0, weight, None, offsets, shared_y, arrivals[0]
+    run_grid(
+        grid,
+        grid_recurrence.grid_fwd_kernel,
+        (*forward, 0, steps, steps, batch, n),
+        options,
+    )
+    backward = problem.grad_y, shared_y, weight.mT.contiguous(), offsets, shared_z, shared_h0
+    run_grid(
+        grid,
+        grid_recurrence.grid_bwd_kernel,
+        (*backward, arrivals[1], 0, steps + 1, steps, batch, n),
+        options,
+    )
+    assert torch.equal(shared_y, y)
+    assert torch.equal(shared_z, grad_z)
+    assert torch.equal(shared_h0, grad_h0)
+    assert arrivals[:, :, 0].tolist() == [[2 * steps] * 2, [2 * steps + 2] * 2]
 
 
 @pytest.mark.parametrize(("sizes", "packed"), [([], False), ([], True), ([0, 0], False)])
