@@ -75,10 +75,8 @@ def test_weight_that_takes_several_programs():
     n = 130
     weight = (torch.randn(n, n) / n**0.5).requires_grad_()
     x, h0 = torch.randn(2, 3, n, requires_grad=True), torch.randn(3, n, requires_grad=True)
-    options = (None, None, "tanh", 0.0, False)
-    torch.testing.assert_close(
-        *_both(lambda: recurrence(x, h0, None, weight, None, *options), [x, h0, weight])
-    )
+    arguments = (x, None, None, h0, None, weight, None, None, None, "tanh", 0.0, False)
+    torch.testing.assert_close(*_both(lambda: recurrence(*arguments), [x, h0, weight]))
 
 
 def test_backward_keeps_what_its_forward_was_forced_to(monkeypatch):
