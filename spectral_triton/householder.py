@@ -96,17 +96,8 @@ def apply_reflectors(
     return apply_checked(x, reflectors, transpose, triangular)
 
 
-def apply_checked(
-    x: Tensor,
-    reflectors: Tensor,
-    transpose: bool,
-    triangular: bool,
-    prepared: tuple[Tensor, ...] | None = None,
-) -> Tensor:
-    """apply_reflectors for arguments known to be right, and what :func:`prepare` gave, if at hand.
-
-    ``prepared`` is for a single matrix of reflectors, in the dtype of the arithmetic.
-    """
+def apply_checked(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool) -> Tensor:
+    """apply_reflectors for arguments known to be right."""
     k, n = reflectors.shape[-2:]
     batch = reflectors.shape[:-2]
     rows = x if x.dim() > 1 else x.unsqueeze(0)
@@ -136,8 +127,7 @@ def apply_checked(
         # Only export may ask for any number: torch.compile fixes it here, and the backward pass.
         compiling = torch.compiler.is_dynamo_compiling()
         count = rows.shape[:-1].numel() if compiling else math.prod(rows.shape[:-1])
-        if prepared is None:
-            prepared = prepare(reflectors, triangular, count)
+        prepared = prepare(reflectors, triangular, count)
         vectors = rows.shape[-2] if compiling else count_for_rule(rows.shape[-2])
         if forms_product(vectors, k, n, triangular):
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
@@ -196,7 +186,8 @@ def householder_product(
             q = apply_plain(rows.expand(*v.shape[:-2], columns, n), v, False, triangular).mT
             return q.to(reflectors.dtype).reshape(*batch, n, columns)
         q = HouseholderProduct.apply(v, *prepare(v, triangular, n), columns, triangular)
-        return q.to(reflectors.dtype).reshape(*batch, n, columns)
+        q = q.to(reflectors.dtype)
+        return q.reshape(*batch, n, columns) if len(batch) > 1 else q
 
 
 @torch.no_grad()

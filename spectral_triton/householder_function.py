@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from spectral_triton import compact_wy, householder_op
 from spectral_triton.backend import may_launch, reflector_block_size
-from spectral_triton.forward_mode import in_forward_mode, is_differentiated
+from spectral_triton.forward_mode import is_differentiated
 from spectral_triton.validation import without_autocast
 
 # Entries of one matrix of reflectors up to which two of them are prepared together.
@@ -20,10 +20,10 @@ SMALL = 1 << 15
 
 
 def _prepared(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks V and T of the rows made unit, and the lengths of the rows; differentiable."""
-    unit, length = compact_wy.unit_rows(reflectors, triangular)
-    v = compact_wy.blocks(unit, compact_wy.block_size(unit.shape[-2]))
-    return v, compact_wy.t_factor(v), length
+    """Blocks V and T of the unit rows, and what the rows were multiplied by; differentiable."""
+    unit, scale = compact_wy.unit_rows(reflectors, triangular)
+    v = compact_wy.blocks(unit, compact_wy.BLOCK_SIZE)
+    return v, compact_wy.t_factor(v, triangular), scale
 
 
 @torch.no_grad()
@@ -34,24 +34,24 @@ def prepare(
     reflectors = reflectors.detach()
     if not may_launch(reflectors):
         return _prepared(reflectors, triangular)
-    unit, length = compact_wy.unit_rows(reflectors, triangular)
+    unit, scale = compact_wy.unit_rows(reflectors, triangular)
     v = compact_wy.blocks(unit, reflector_block_size(unit, num_vectors))
-    return v, householder_op.t_factor(v), length
+    return v, householder_op.t_factor(v), scale
 
 
 @torch.no_grad()
-def prepare_pair(
-    first: Tensor, second: Tensor, triangular: bool
-) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-    """The same for two matrices at once, None where they differ or are not small.
+def _prepare_pair(
+    first: Tensor, second: Tensor, triangular: bool, num_vectors: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The same for two single matrices, at once where they are small and of one shape.
 
     Of small matrices the calls cost more than the arithmetic, of large ones the copy.
     """
-    alike = first.shape == second.shape and first.dim() == 2 and 0 < first.numel() <= SMALL
-    if not alike or may_launch(first) or in_forward_mode():
-        return None, None
+    if first.shape != second.shape or first.numel() > SMALL:
+        return prepare(first, triangular, num_vectors), prepare(second, triangular, num_vectors)
     both = _prepared(torch.stack((first.detach(), second.detach())), triangular)
-    return tuple(part[0] for part in both), tuple(part[1] for part in both)
+    v, t, scale = (part.unbind() for part in both)
+    return (v[0], t[0], scale[0]), (v[1], t[1], scale[1])
 
 
 def apply_plain(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool) -> Tensor:
@@ -60,22 +60,21 @@ def apply_plain(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool
     return compact_wy.apply_fwd(x, v, t, transpose, triangular)
 
 
-def _reflector_gradient(grad_unit: Tensor, length: Tensor, triangular: bool) -> Tensor:
+def _reflector_gradient(grad_rows: Tensor, scale: Tensor) -> Tensor:
     """From the gradient for unit rows (padded) to that for the rows as they were given."""
-    grad = grad_unit.narrow(-2, 0, length.shape[-2])
-    if is_differentiated():
-        return (grad / length).triu() if triangular else grad / length
-    grad.div_(length)
-    return grad.triu_() if triangular else grad
+    grad = grad_rows.narrow(-2, 0, scale.shape[-2])
+    return grad * scale if is_differentiated() else grad.mul_(scale)
 
 
 class _Flat:
-    """The vmap rule of both Functions: a mapped dimension joins the leading batch of matrices."""
+    """The vmap rule of all Functions: a mapped dimension joins the leading batch of matrices."""
+
+    SCALE = -3  # which argument is a scale, (k, 1) or (M, k, 1)
 
     @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        is_batched = args[-3].dim() - (in_dims[-3] is not None) == 3  # the lengths (M, k, 1)
+        is_batched = args[cls.SCALE].dim() - (in_dims[cls.SCALE] is not None) == 3
         moved = []
         for arg, dim in zip(args, in_dims, strict=True):
             if isinstance(arg, Tensor):
@@ -83,12 +82,36 @@ class _Flat:
                 arg = arg.flatten(0, 1) if is_batched else arg
             moved.append(arg)
         out = cls.apply(*moved)  # type: ignore[attr-defined]
-        return (out.unflatten(0, (size, -1)) if is_batched else out), 0
+        outs = out if isinstance(out, tuple) else (out,)
+        if is_batched:
+            outs = tuple(part.unflatten(0, (size, -1)) for part in outs)
+        return (outs, (0,) * len(outs)) if isinstance(out, tuple) else (outs[0], 0)
+
+
+class _InOrder(inspect.Signature):
+    """The signature of a function that is given all its arguments, in order.
+
+    Function.apply asks for it, and for which argument is which, at each call. To find that out
+    takes as long as several small products.
+    """
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        return _Bound(args, kwargs)
+
+
+class _Bound(NamedTuple):
+    """As much of inspect.BoundArguments as Function.apply reads."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def apply_defaults(self) -> None:
+        """There are none."""
 
 
 def _with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Function.apply asks for it at each call; finding it out takes as long as a small product."""
-    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    parameters = inspect.signature(function).parameters.values()
+    function.__signature__ = _InOrder(list(parameters))  # type: ignore[attr-defined]
     return function
 
 
@@ -102,7 +125,7 @@ class ApplyReflectors(_Flat, Function):
         reflectors: Tensor,
         v: Tensor,
         t: Tensor,
-        length: Tensor,
+        scale: Tensor,
         transpose: bool,
         triangular: bool,
     ) -> Tensor:
@@ -111,23 +134,104 @@ class ApplyReflectors(_Flat, Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, reflectors, v, t, length, ctx.transpose, ctx.triangular = inputs
-        ctx.save_for_backward(reflectors, v, t, length, output)
+        _, reflectors, v, t, scale, ctx.transpose, ctx.triangular = inputs
+        ctx.save_for_backward(reflectors, v, t, scale, output)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        reflectors, v, t, length, y = ctx.saved_tensors
+        reflectors, v, t, scale, y = ctx.saved_tensors
         none = (None,) * 5
         with without_autocast(y.device.type):
             if not ctx.needs_input_grad[1]:
-                back = (v, t, length, not ctx.transpose, ctx.triangular)
+                back = (v, t, scale, not ctx.transpose, ctx.triangular)
                 return ApplyReflectors.apply(grad_y, reflectors, *back), None, *none
             bwd = householder_op.apply_bwd if may_launch(y) else compact_wy.apply_bwd
             if is_differentiated():
-                v, t, length = _prepared(reflectors, ctx.triangular)
+                v, t, scale = _prepared(reflectors, ctx.triangular)
                 bwd = compact_wy.apply_bwd
             grad_x, grad = bwd(y, grad_y, v, t, ctx.transpose, ctx.triangular)
-            return grad_x, _reflector_gradient(grad, length, ctx.triangular), *none
+            return grad_x, _reflector_gradient(grad, scale), *none
+
+
+class ApplyFactors(_Flat, Function):
+    """U (σ ∘ (Vᵀ x)) and Vᵀ x of (N, n) or (M, N, n) rows; full precision, nothing empty.
+
+    One Function, since for few reflectors what autograd does for each takes as long as a product.
+    """
+
+    SCALE = -2
+
+    @staticmethod
+    @_with_signature
+    def forward(
+        x: Tensor,
+        left: Tensor,
+        sigma: Tensor,
+        right: Tensor,
+        v_left: Tensor,
+        t_left: Tensor,
+        scale_left: Tensor,
+        v_right: Tensor,
+        t_right: Tensor,
+        scale_right: Tensor,
+        triangular: bool,
+    ) -> tuple[Tensor, Tensor]:
+        inner = compact_wy.apply_fwd(x, v_right, t_right, True, triangular)
+        middle = _resized(_resized(inner, sigma.shape[-1]) * sigma.unsqueeze(-2), left.shape[-1])
+        return compact_wy.apply_fwd(middle, v_left, t_left, False, triangular), inner
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, left, sigma, right, *prepared, ctx.triangular = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(left, sigma, right, *prepared, *output)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_y: Tensor | None, grad_inner: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        left, sigma, right, *prepared, y, inner = ctx.saved_tensors
+        triangular = ctx.triangular
+        none = (None,) * 7
+        grad_y = torch.zeros_like(y) if grad_y is None else grad_y
+        with without_autocast(y.device.type):
+            if not any(ctx.needs_input_grad[1:4]):
+                grad = ApplyReflectors.apply(grad_y, left, *prepared[:3], True, triangular)
+                grad = _through_sigma(grad, sigma, inner, grad_inner)
+                grad = ApplyReflectors.apply(grad, right, *prepared[3:], False, triangular)
+                return grad, None, None, None, *none
+            if is_differentiated():
+                prepared = [*_prepared(left, triangular), *_prepared(right, triangular)]
+            v, t, scale = prepared[:3]
+            grad, grad_left = compact_wy.apply_bwd(y, grad_y, v, t, False, triangular)
+            grad_left = _reflector_gradient(grad_left, scale)
+            p = sigma.shape[-1]
+            grad_sigma = (_resized(grad, p) * _resized(inner, p)).sum(-2)
+            grad = _through_sigma(grad, sigma, inner, grad_inner)
+            v, t, scale = prepared[3:]
+            grad, grad_right = compact_wy.apply_bwd(inner, grad, v, t, True, triangular)
+            return grad, grad_left, grad_sigma, _reflector_gradient(grad_right, scale), *none
+
+
+def _through_sigma(grad: Tensor, sigma: Tensor, inner: Tensor, grad_inner: Tensor | None) -> Tensor:
+    """The gradient for Vᵀ x from the one for σ ∘ (Vᵀ x) and the one it has itself."""
+    grad = _resized(_resized(grad, sigma.shape[-1]) * sigma.unsqueeze(-2), inner.shape[-1])
+    return grad if grad_inner is None else grad + grad_inner
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    """x with its last dimension cut or filled up with zeros to a size, itself where it has it."""
+    missing = size - x.shape[-1]
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
+def apply_factors(
+    x: Tensor, left: Tensor, sigma: Tensor, right: Tensor, triangular: bool
+) -> Tensor:
+    """U (σ ∘ (Vᵀ x)) of what ApplyFactors takes."""
+    pair = _prepare_pair(left, right, triangular, x.shape[-2])
+    y, _ = ApplyFactors.apply(x, left, sigma, right, *pair[0], *pair[1], triangular)
+    return y
 
 
 class HouseholderProduct(_Flat, Function):
@@ -139,7 +243,7 @@ class HouseholderProduct(_Flat, Function):
         reflectors: Tensor,
         v: Tensor,
         t: Tensor,
-        length: Tensor,
+        scale: Tensor,
         num_columns: int,
         triangular: bool,
     ) -> Tensor:
@@ -147,16 +251,16 @@ class HouseholderProduct(_Flat, Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        reflectors, v, t, length, _, ctx.triangular = inputs
-        ctx.save_for_backward(reflectors, v, t, length, output)
+        reflectors, v, t, scale, _, ctx.triangular = inputs
+        ctx.save_for_backward(reflectors, v, t, scale, output)
 
     @staticmethod
     def backward(ctx: Any, grad_q: Tensor) -> tuple[Tensor | None, ...]:
-        reflectors, v, t, length, q = ctx.saved_tensors
-        k, (n, columns) = length.shape[-2], q.shape[-2:]
+        reflectors, v, t, scale, q = ctx.saved_tensors
+        k, (n, columns) = scale.shape[-2], q.shape[-2:]
         with without_autocast(q.device.type):
             if is_differentiated():
-                v, t, length = _prepared(reflectors, ctx.triangular)
+                v, t, scale = _prepared(reflectors, ctx.triangular)
             # Multiply-adds: 6 c n k against n² c + 3 n² k, a half and a third when triangular.
             share = (1 / 2, 1 / 3) if ctx.triangular else (1, 1)
             if 6 * columns * k * share[0] < n * columns + 3 * n * k * share[1]:
@@ -164,4 +268,4 @@ class HouseholderProduct(_Flat, Function):
                 _, grad = compact_wy.apply_bwd(*rows, v, t, False, ctx.triangular)
             else:
                 grad = compact_wy.product_bwd(q, grad_q, v, t, ctx.triangular)
-            return _reflector_gradient(grad, length, ctx.triangular), None, None, None, None, None
+            return _reflector_gradient(grad, scale), None, None, None, None, None

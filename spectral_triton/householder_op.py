@@ -69,13 +69,14 @@ def _apply_bwd_fake(
 def apply_bwd(
     y: Tensor, grad_y: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for the rows and the unit reflectors."""
+    """Gradients for the rows and the unit reflectors, zero before the diagonal if triangular."""
     if not _launches(v, y, grad_y, t):
         grads = compact_wy.apply_bwd(y, grad_y, v, t, transpose, triangular)
     else:
         from spectral_triton.kernels import compact_wy as kernels
 
         grads = kernels.apply_bwd(_batched(y), _batched(grad_y), *_flat(v, t), transpose)
+        grads = (grads[0], grads[1].triu()) if triangular else grads
     # Copies: an op's outputs must not share memory, nor depend on how they were computed.
     k = v.shape[-3] * v.shape[-2]
     return grads[0].reshape(y.shape).clone(), grads[1].reshape(*v.shape[:-3], k, v.shape[-1])

@@ -122,7 +122,8 @@ class SigmoidSpectrum(Spectrum):
     def __call__(self, raw: Tensor) -> Tensor:
         raw = _at_least_single("raw", raw)
         # The tanh form of the sigmoid does not cancel near the center.
-        sigma = self.center + self.margin * torch.tanh(raw * (0.5 * self.scale))
+        # center + margin tanh(…) in one call.
+        sigma = torch.rsub(torch.tanh(raw * (0.5 * self.scale)), self.center, alpha=-self.margin)
         return sigma.clamp(*_bounds_in(self, sigma.dtype))
 
     def inverse(self, singular_values: Tensor) -> Tensor:

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spectral_triton.backend import may_launch
 from spectral_triton.factorization import factor_dense
+from spectral_triton.forward_mode import in_forward_mode
 from spectral_triton.householder import (
     apply_checked,
     apply_reflectors,
     count_for_rule,
+    forms_product,
     householder_product,
 )
-from spectral_triton.householder_function import prepare_pair
+from spectral_triton.householder_function import apply_factors
 from spectral_triton.sharding import gathered
 from spectral_triton.svd_algebra import SVDAlgebra
 from spectral_triton.validation import (
@@ -225,13 +228,26 @@ class HouseholderSVD(SVDAlgebra):
             y = rows.to(self.dtype)
             if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
                 y = torch.matmul(y, self.to_dense().mT)
+            elif self._applies_at_once(y):
+                y = apply_factors(
+                    y.flatten(0, -2), self.left, self._signed, self.right, self.triangular
+                ).reshape(*y.shape[:-1], m)
             else:
-                left, right = prepare_pair(self.left, self.right, self.triangular)
-                y = apply_checked(y, self.right, True, self.triangular, right)
+                y = apply_checked(y, self.right, True, self.triangular)
                 y = y if n <= m else y[..., :m]
                 y = _resize(y * self._signed.unsqueeze(-2), m)
-                y = apply_checked(y, self.left, False, self.triangular, left)
+                y = apply_checked(y, self.left, False, self.triangular)
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
+
+    def _applies_at_once(self, x: Tensor) -> bool:
+        """Whether one Function computes W x: a single matrix, whose factors are both applied."""
+        if self._batch or may_launch(x) or in_forward_mode() or x.numel() == 0:
+            return False
+        count = count_for_rule(math.prod(x.shape[:-1]))
+        return all(
+            k > 0 and not forms_product(count, k, n, self.triangular)
+            for k, n in (self.left.shape, self.right.shape)
+        )
 
     def to_dense(self) -> Tensor:
         """W of shape (..., m, n); costs 4 p (m k_u + n k_v) operations, p = min(m, n)."""

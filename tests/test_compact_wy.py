@@ -34,13 +34,13 @@ def test_unit_rows_have_length_one_and_keep_zero(dtype):
     rows[2] *= limits.tiny / rows[2].abs().max()
     rows[3] *= limits.max / 2 / rows[3].abs().max()
     rows[4] = torch.tensor([0, 0, limits.smallest_normal * limits.eps, 0, 0])
-    unit, length = compact_wy.unit_rows(rows)
+    unit, scale = compact_wy.unit_rows(rows)
     norms = unit.double().norm(dim=-1)
     assert norms[1] == 0
     assert (norms[[0, 2, 3, 4, 5]] - 1).abs().max() <= 2 * limits.eps
-    assert length.shape == (6, 1)
-    assert length[1] == 1
-    torch.testing.assert_close((unit * length)[[0, 2, 5]], rows[[0, 2, 5]])
+    assert scale.shape == (6, 1)
+    assert scale.isfinite().all()
+    torch.testing.assert_close((rows * scale)[[0, 2, 5]], unit[[0, 2, 5]])
 
 
 def test_gradient_of_unit_rows_is_that_of_a_quotient():

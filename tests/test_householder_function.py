@@ -11,8 +11,9 @@ from spectral_triton.householder import apply_reflectors, forms_product, househo
 from spectral_triton.householder_function import (
     ApplyReflectors,
     HouseholderProduct,
+    _prepare_pair,
+    apply_factors,
     prepare,
-    prepare_pair,
 )
 
 FLAGS = list(itertools.product([False, True], repeat=2))
@@ -259,11 +260,11 @@ def test_compiles_without_a_graph_break(num_vectors):
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
 def test_prepared_blocks_make_the_product(batch):
     reflectors = torch.randn(*batch, 70, 80).requires_grad_()
-    v, t, length = prepare(reflectors, True, 5)
-    assert not any(a.requires_grad for a in (v, t, length))
+    v, t, scale = prepare(reflectors, True, 5)
+    assert not any(a.requires_grad for a in (v, t, scale))
     used = reflectors.detach().triu()
-    close(length.squeeze(-1), used.norm(dim=-1))
-    close(v.flatten(-3, -2)[..., :70, :] * length, used)
+    close(scale.squeeze(-1), 1 / used.norm(dim=-1))
+    close(v.flatten(-3, -2)[..., :70, :], used * scale)
     q = torch.eye(80)
     for j in range(v.shape[-3]):
         v_j = v[..., j, :, :]
@@ -315,14 +316,97 @@ def test_no_gradient_of_reflectors_is_computed_where_none_is_needed():
     assert q.grad_fn.apply(torch.ones_like(q))[1:] == (None,) * 5
 
 
+SHAPES = [((3, 5), (3, 5)), ((3, 5), (2, 5)), ((3, 5), (4, 7)), ((300, 300), (300, 300))]
+
+
 @pytest.mark.parametrize("triangular", [False, True])
-def test_two_matrices_are_prepared_as_each_by_itself(triangular):
-    first, second = torch.randn(2, 3, 5).unbind(0)
-    pair = prepare_pair(first, second, triangular)
-    for prepared, alone in zip(pair, (first, second), strict=True):
-        torch.testing.assert_close(prepared, prepare(alone, triangular, 7), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("shapes", SHAPES)
+def test_two_matrices_are_prepared_as_each_by_itself(shapes, triangular):
+    matrices = [torch.randn(shape, dtype=torch.float32) for shape in shapes]
+    pair = _prepare_pair(*matrices, triangular, 7)
+    for prepared, matrix in zip(pair, matrices, strict=True):
+        torch.testing.assert_close(prepared, prepare(matrix, triangular, 7), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("shapes", [((3, 5), (2, 5)), ((0, 5), (0, 5)), ((2, 3, 5), (2, 3, 5))])
-def test_only_two_single_matrices_of_one_shape_are_prepared_together(shapes):
-    assert prepare_pair(*map(torch.ones, shapes), False) == (None, None)
+def factors(m, n, k_left, k_right, *batch):
+    """x, left, σ and right, as apply_factors takes them."""
+    sizes = [(3, n), (k_left, m), (min(m, n),), (k_right, n)]
+    return [torch.randn(*batch, *size) for size in sizes]
+
+
+def factored_oracle(x, left, sigma, right, triangular=False):
+    p = sigma.shape[-1]
+    inner = oracle(x, right, True, triangular)[..., :p] * sigma
+    return oracle(torch.nn.functional.pad(inner, (0, left.shape[-1] - p)), left, False, triangular)
+
+
+@pytest.mark.parametrize("triangular", [False, True])
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 2), (4, 6, 1, 4), (6, 4, 4, 4), (80, 70, 66, 3)])
+def test_both_factors_at_once(sizes, triangular):
+    inputs = factors(*sizes)
+    assert_same_gradients(
+        lambda *a: apply_factors(*a, triangular),
+        lambda *a: factored_oracle(*a, triangular),
+        *inputs,
+        atol=1e-11,
+    )
+
+
+def test_derivatives_of_both_factors_at_once():
+    inputs = [a.requires_grad_() for a in factors(4, 5, 3, 2)]
+
+    def f(*inputs):
+        return apply_factors(*inputs, True)
+
+    assert gradcheck(f, inputs, check_batched_grad=True)
+    assert gradgradcheck(f, inputs)
+    # Where the factors are constant, and where σ has zeros, which no inverse could pass.
+    x, *rest = (a.detach() for a in inputs)
+    rest[1][1] = 0
+    assert gradcheck(lambda x: f(x, *rest), x.clone().requires_grad_())
+    assert gradgradcheck(lambda x: f(x, *rest).square(), x.clone().requires_grad_())
+    assert gradgradcheck(lambda s: f(x, rest[0], s, rest[2]).square(), rest[1].requires_grad_())
+
+
+def test_transforms_of_both_factors_at_once():
+    inputs = factors(4, 5, 3, 2, 6)
+
+    def penalty(f):
+        return lambda *inputs: f(*inputs).pow(3).sum()
+
+    def ours(*inputs):
+        return apply_factors(*inputs, False)
+
+    close(torch.vmap(ours)(*inputs), torch.vmap(factored_oracle)(*inputs), atol=1e-12)
+    mixed = inputs[0][0], inputs[1], inputs[2][0], inputs[3].movedim(0, 2)
+    dims = (None, 0, None, 2)
+    close(torch.vmap(ours, dims)(*mixed), torch.vmap(factored_oracle, dims)(*mixed), atol=1e-12)
+    twice = torch.vmap(torch.vmap(ours, (0, None, None, None)), (None, 0, 0, 0))
+    wanted = torch.vmap(torch.vmap(factored_oracle, (0, None, None, None)), (None, 0, 0, 0))
+    close(twice(*inputs), wanted(*inputs), atol=1e-12)
+    for actual, expected in zip(
+        torch.vmap(torch.func.grad(penalty(ours), (0, 1, 2, 3)))(*inputs),
+        torch.vmap(torch.func.grad(penalty(factored_oracle), (0, 1, 2, 3)))(*inputs),
+        strict=True,
+    ):
+        close(actual, expected, atol=1e-10)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    single = [a[0] for a in inputs]
+    assert_same_gradients(compiled, factored_oracle, *single)
+
+
+@pytest.mark.parametrize("triangular", [False, True])
+@pytest.mark.parametrize("spread", [0, 1e-6, 1e-2])
+def test_reflectors_nearly_parallel_lose_little(spread, triangular):
+    row = torch.ones(150)
+    v = (row + spread * torch.randn(140, 150)).float()
+    x = torch.randn(4, 150).float()
+    for f, exact, inputs in (
+        (apply_reflectors, oracle, (x, v)),
+        (lambda v, **flags: householder_product(v, 150, **flags), product_oracle, (v,)),
+    ):
+        actual = gradients(lambda *a, f=f: f(*a, triangular=triangular), *inputs)
+        wide = [a.double() for a in inputs]
+        expected = gradients(lambda *a, f=exact: f(*a, triangular=triangular), *wide)
+        for a, e in zip(actual, expected, strict=True):
+            assert (a - e).abs().max() <= 5e-4 * e.abs().max()
