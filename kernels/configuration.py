@@ -284,9 +284,9 @@ GRID = {
             GridConfig(2048, 16, lanes_n=1),
         ),
         _F64: (
-            GridConfig(256, 64, lanes_n=8),
-            GridConfig(512, 32, lanes_n=4),
-            GridConfig(1024, 16, lanes_n=2),
+            GridConfig(256, 64, lanes_n=8, spills=256),
+            GridConfig(512, 32, lanes_n=4, spills=256),
+            GridConfig(1024, 16, lanes_n=2, spills=256),
         ),
     }.items()
     for config in configs
