@@ -96,7 +96,7 @@ SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their pape
 
 
 def _digits(name: str, epochs: int, batch_size: int, *, permuted: bool = False) -> Study:
-    cost = {"spectral": 150, "orthogonal": 150, "rnn": 250, "irnn": 250, "lstm": 1200}
+    cost = {"spectral": 105, "orthogonal": 105, "rnn": 150, "irnn": 150, "lstm": 640}
     order = "pixels shuffled" if permuted else "one pixel at a time"
     variants: dict[str, Mapping[str, Any]] = {
         "spectral": TURNING,
