@@ -59,3 +59,15 @@ def test_results_are_those_of_the_pages_they_link_to():
         printed = re.split(r"\s*\|\s*", (README.parent / page).read_text(encoding="utf-8"))
         for cell in cells.split("|"):
             assert cell.strip() in (*printed, "-"), (page, cell)
+
+
+def test_speeds_are_those_of_the_report():
+    text = README.read_text(encoding="utf-8")
+    section = text[text.index("## How fast") :]
+    page = re.search(r"^\| \[report\]\(([^)]+)\) \| measured \|$", section, re.MULTILINE)
+    printed = (README.parent / page.group(1)).read_text(encoding="utf-8")
+    measured = dict(re.findall(r"^\| (.+?) \| [≥≤] \S+ \| (\S+) \|", printed, re.MULTILINE))
+    rows = re.findall(r"^\| (.+) \| ([\d.]+) \|$", section, re.MULTILINE)
+    assert len(rows) >= 5
+    for what, figure in rows:
+        assert measured.get(what) == figure, what
