@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 train: $(STAMP)
-	$(BIN)/spectral-triton train adding --model spectral,lstm --output runs/adding
+	$(BIN)/spectral-triton train adding --model spectral,lstm --threads 1 --output runs/adding
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet
