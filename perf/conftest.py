@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LEFT_OUT] = []
     config.stash[_LOAD] = os.getloadavg()
     torch.set_num_threads(config.getoption("threads"))
-    # Gradients that vanish end as denormals, which make an LSTM's backward pass seven times slower:
+    # Gradients that vanish end as denormals, which make an LSTM seven times slower:
     # a property of the weights drawn, not of what is compared.
     torch.set_flush_denormal(True)
     label = config.getoption("label")

@@ -177,7 +177,7 @@ class ApplyFactors(_Flat, Function):
         triangular: bool,
     ) -> tuple[Tensor, Tensor]:
         inner = compact_wy.apply_fwd(x, v_right, t_right, True, triangular)
-        middle = _resized(_resized(inner, sigma.shape[-1]) * sigma.unsqueeze(-2), left.shape[-1])
+        middle = resized(resized(inner, sigma.shape[-1]) * sigma.unsqueeze(-2), left.shape[-1])
         return compact_wy.apply_fwd(middle, v_left, t_left, False, triangular), inner
 
     @staticmethod
@@ -206,7 +206,7 @@ class ApplyFactors(_Flat, Function):
             grad, grad_left = compact_wy.apply_bwd(y, grad_y, v, t, False, triangular)
             grad_left = _reflector_gradient(grad_left, scale)
             p = sigma.shape[-1]
-            grad_sigma = (_resized(grad, p) * _resized(inner, p)).sum(-2)
+            grad_sigma = (resized(grad, p) * resized(inner, p)).sum(-2)
             grad = _through_sigma(grad, sigma, inner, grad_inner)
             v, t, scale = prepared[3:]
             grad, grad_right = compact_wy.apply_bwd(inner, grad, v, t, True, triangular)
@@ -215,11 +215,11 @@ class ApplyFactors(_Flat, Function):
 
 def _through_sigma(grad: Tensor, sigma: Tensor, inner: Tensor, grad_inner: Tensor | None) -> Tensor:
     """The gradient for Vᵀ x from the one for σ ∘ (Vᵀ x) and the one it has itself."""
-    grad = _resized(_resized(grad, sigma.shape[-1]) * sigma.unsqueeze(-2), inner.shape[-1])
+    grad = resized(resized(grad, sigma.shape[-1]) * sigma.unsqueeze(-2), inner.shape[-1])
     return grad if grad_inner is None else grad + grad_inner
 
 
-def _resized(x: Tensor, size: int) -> Tensor:
+def resized(x: Tensor, size: int) -> Tensor:
     """x with its last dimension cut or filled up with zeros to a size, itself where it has it."""
     missing = size - x.shape[-1]
     return torch.nn.functional.pad(x, (0, missing)) if missing else x

@@ -154,7 +154,7 @@ def loop_bwd(
     ``grad_y`` belongs to the outputs, ``grad_last`` to each sequence's last state; None is zero.
     """
     n, wants_x = h0.shape[-1], sums.wants("x")
-    grad_x = torch.empty_like(x) if wants_x else x.new_empty(0)
+    grad_x = x.new_empty(x.shape if wants_x else (0,))
     grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
     chunks = list(steps.chunks(chunk_rows(n, x.device), backward=True))
     longest = max((chunk.end - chunk.start for chunk in chunks), default=0)

@@ -23,7 +23,7 @@ from spectral_triton.recurrence_loop import loop_bwd, loop_fwd, project
 from spectral_triton.recurrence_plain import plain_bwd, plain_fwd
 from spectral_triton.recurrence_vmap import batching_rule, merging_rule
 from spectral_triton.registered_op import register_vmap, registered_op
-from spectral_triton.steps import Steps, last_rows
+from spectral_triton.steps import Steps, flat, last_rows
 from spectral_triton.validation import without_autocast
 
 
@@ -62,14 +62,14 @@ def recurrence_fwd(
 ) -> tuple[Tensor, Tensor]:
     """All states, and Qᵀ h of every step."""
     shape = (*x.shape[:-1], h0.shape[-1])
-    steps, flat = Steps.of(x, batch_sizes, reverse), x.flatten(0, -2)
+    rows = flat(x, batch_sizes)
     if not serves(x, h0, scale, p, q, bias):
-        options = (steps, nonlinearity, slope)
-        y, kept = loop_fwd(flat, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
+        options = (Steps.of(x, batch_sizes, reverse), nonlinearity, slope)
+        y, kept = loop_fwd(rows, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
         return y.view(shape), kept.view(*shape[:-1], kept.shape[-1])
     if weight_ih is not None:
-        projected = x.new_empty(len(flat), shape[-1])
-        project(flat, weight_ih, bias_ih, projected)
+        projected = x.new_empty(len(rows), shape[-1])
+        project(rows, weight_ih, bias_ih, projected)
         x = projected.view(shape)
     return launch_fwd(x, h0, scale, p, q, bias, batch_sizes, nonlinearity, slope, reverse)
 
@@ -81,10 +81,6 @@ def _outputs(grads: Sequence[Tensor | None], like: Tensor) -> Gradients:
     """An op has as many outputs as it says: empty ones in the place of those not needed."""
     filled = [like.new_empty(0) if grad is None else grad for grad in grads]
     return tuple(filled)  # type: ignore[return-value]
-
-
-def _flat(rows: Tensor | None) -> Tensor | None:
-    return None if rows is None else rows.flatten(0, -2)
 
 
 def _recurrence_bwd_fake(
@@ -121,20 +117,21 @@ def recurrence_bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by all arguments from x to bias, empty where not needed."""
     steps, sums = Steps.of(y, batch_sizes, reverse), GradientSums(needs)
-    flat_grad, flat_x, flat_y, flat_kept = (_flat(a) for a in (grad_y, x, y, kept))
+    flat_x, flat_y, flat_kept = (flat(a, batch_sizes) for a in (x, y, kept))
     if not serves(y, h0, scale, p, q, None):
         weights = (weight_ih, flat_y, flat_kept, h0, scale, p, q)
         by_steps = (steps, nonlinearity, slope, sums)
+        flat_grad = None if grad_y is None else flat(grad_y, batch_sizes)
         grad_x, grad_h0 = loop_bwd(flat_grad, grad_last, flat_x, *weights, *by_steps)
     else:
         options = (batch_sizes, nonlinearity, slope, reverse)
         grad_z, grad_h0 = launch_bwd(grad_y, grad_last, y, h0, scale, p, q, *options)
-        flat = grad_z.flatten(0, -2)
-        if len(flat):
+        dz = flat(grad_z, batch_sizes)
+        if len(dz):
             before = steps.whole().before(flat_y, h0)
-            products = (None, None) if q is None else (flat_kept, flat @ p)
-            sums.add(flat, flat_x, flat_y, before, *products)
-        grad_x = grad_z if weight_ih is None or not needs[0] else flat @ weight_ih
+            products = (None, None) if q is None else (flat_kept, dz @ p)
+            sums.add(dz, flat_x, flat_y, before, *products)
+        grad_x = grad_z if weight_ih is None or not needs[0] else dz @ weight_ih
     arguments = (x, weight_ih, bias_ih, h0, scale, p, q, bias)
     return _outputs(
         sums.gradients(grad_x.view(x.shape) if needs[0] else grad_x, grad_h0, arguments), y

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.gradient_sums import GradientSums
-from spectral_triton.steps import Steps, carry
-
-
-def flat(rows: Tensor, batch_sizes: Tensor | None) -> Tensor:
-    """(..., T, B, features) as (..., rows, features), which packed sequences are already."""
-    return rows.flatten(-3, -2) if batch_sizes is None else rows
+from spectral_triton.steps import Steps, carry, flat
 
 
 def _activation(z: Tensor, nonlinearity: str, slope: float, bias: Tensor | None) -> Tensor:

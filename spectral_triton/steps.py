@@ -110,6 +110,11 @@ class Chunk:
         return pieces
 
 
+def flat(rows: Tensor, batch_sizes: Tensor | None) -> Tensor:
+    """(..., T, B, features) as (..., rows, features), which packed sequences are already."""
+    return rows.flatten(-3, -2) if batch_sizes is None else rows
+
+
 def carry(h: Tensor, h0: Tensor, size: int) -> Tensor:
     """The state for a step of ``size`` rows: without those that ended, with those that start."""
     has = h.shape[-2]

@@ -18,7 +18,7 @@ from spectral_triton.householder import (
     forms_product,
     householder_product,
 )
-from spectral_triton.householder_function import apply_factors
+from spectral_triton.householder_function import apply_factors, resized
 from spectral_triton.sharding import gathered
 from spectral_triton.svd_algebra import SVDAlgebra
 from spectral_triton.validation import (
@@ -234,8 +234,8 @@ class HouseholderSVD(SVDAlgebra):
                 ).reshape(*y.shape[:-1], m)
             else:
                 y = apply_checked(y, self.right, True, self.triangular)
-                y = y if n <= m else y[..., :m]
-                y = _resize(y * self._signed.unsqueeze(-2), m)
+                y = resized(y, min(m, n)) * self._signed.unsqueeze(-2)
+                y = resized(y, m)
                 y = apply_checked(y, self.left, False, self.triangular)
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
 
@@ -255,7 +255,7 @@ class HouseholderSVD(SVDAlgebra):
         if m > n:
             return self.mT.to_dense().mT
         u = householder_product(self.left, triangular=self.triangular)
-        rows = _resize(u * self._signed.unsqueeze(-2), n)
+        rows = resized(u * self._signed.unsqueeze(-2), n)
         return apply_reflectors(rows, self.right, triangular=self.triangular)
 
     @property
@@ -270,10 +270,3 @@ class HouseholderSVD(SVDAlgebra):
 
 def _widen(factor: Tensor) -> Tensor:
     return gathered(factor).to(full_precision(factor.dtype))
-
-
-def _resize(x: Tensor, size: int) -> Tensor:
-    """x with zeros appended to its last dimension, itself where there are none to append."""
-    if size == x.shape[-1]:
-        return x
-    return torch.nn.functional.pad(x, (0, size - x.shape[-1]))

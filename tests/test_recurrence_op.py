@@ -37,6 +37,15 @@ def test_opcheck(batch_sizes, features, form, backend):
             torch.library.opcheck(recurrence_bwd, (needs, *pair, y, kept, *arguments))
 
 
+def test_opcheck_of_an_input_in_another_order_of_memory():
+    arguments = make("folded", features=2)
+    arguments[0] = torch.randn(2, 3, 2).permute(1, 2, 0)
+    y, kept = recurrence_fwd(*arguments)
+    needs = [a is not None for a in arguments[: len(ARGUMENTS)]]
+    grads = torch.randn_like(y), torch.randn_like(arguments[3])
+    torch.library.opcheck(recurrence_bwd, (needs, *grads, y, kept, *arguments))
+
+
 @pytest.mark.parametrize("form", ["folded", "dense"])
 @pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
 def test_opcheck_without_steps_or_sequences(shape, form):

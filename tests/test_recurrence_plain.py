@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spectral_triton.gradient_sums import ARGUMENTS
-from spectral_triton.recurrence_plain import flat, plain_bwd, plain_fwd
+from spectral_triton.recurrence_plain import plain_bwd, plain_fwd
 
 N, R, FEATURES = 4, 2, 3
 
@@ -41,10 +41,3 @@ def test_leading_dimension_is_a_batch_of_recurrences(nonlinearity, folded, batch
                 assert grad is None, name
             else:
                 torch.testing.assert_close(grad[i], expected)
-
-
-def test_flat():
-    x = torch.randn(5, 4, 3, 2)
-    assert flat(x, None).shape == (5, 12, 2)
-    assert flat(x[0, 0], torch.tensor([2, 1])) is not None
-    assert flat(x[0, 0], torch.tensor([2, 1])).shape == (3, 2)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spectral_triton.steps import Steps, carry, last_rows
+from spectral_triton.steps import Steps, carry, flat, last_rows
 
 # Rows of each step.
 SIZES = [[3, 3, 3, 3], [1], [0, 0], [3, 2, 2, 1], [2, 1], [4, 4, 1, 1, 1]]
@@ -91,3 +91,10 @@ def test_last_rows(batch_sizes, reverse, rows):
     y = torch.randn(3, 3, 2) if batch_sizes is None else torch.randn(sum(batch_sizes), 2)
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
     assert last_rows(y, torch.randn(3, 2), sizes, reverse).tolist() == rows
+
+
+def test_flat():
+    x = torch.randn(5, 4, 3, 2)
+    assert torch.equal(flat(x, None), x.reshape(5, 12, 2))
+    packed = x[0, 0]
+    assert flat(packed, torch.tensor([2, 1])) is packed

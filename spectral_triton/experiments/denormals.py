@@ -12,8 +12,8 @@ import torch
 def flushed_denormals() -> Iterator[None]:
     """Makes them zero in the calling thread, where the processor can.
 
-    Gradients that vanish over a long sequence end as such numbers: the backward pass of an LSTM
-    over 784 steps then takes seven times as long.
+    Gradients that vanish over a long sequence end as such numbers: an LSTM over 784 steps is then
+    seven times slower, forward and backward (128 units, batch 100, one thread of an Intel Xeon).
     """
     before = _are_flushed()
     torch.set_flush_denormal(True)
