@@ -19,6 +19,7 @@ from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Sea
 from spectral_triton.experiments.theory import Theory
 
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
+SUMMING: Mapping[str, Any] = {"init": "identity", "nonlinearity": "relu"}
 TURNING: Mapping[str, Any] = {"init": "cayley", "nonlinearity": "leaky_relu"}
 
 UCR_LENGTHS = {
@@ -99,12 +100,15 @@ SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their pape
 def _digits(name: str, epochs: int, batch_size: int, *, permuted: bool = False) -> Study:
     cost = {"spectral": 105, "orthogonal": 105, "rnn": 135, "irnn": 120, "lstm": 430}
     order = "pixels shuffled" if permuted else "one pixel at a time"
-    variants: dict[str, Mapping[str, Any]] = {
-        "spectral": TURNING,
-        "orthogonal": TURNING,
-        "rnn": {"nonlinearity": "relu"},
-        "irnn": {"batch_size": 2 * batch_size},
-        "lstm": {"batch_size": 2 * batch_size},
+    # Shuffled pixels are no series to be summed up.
+    found = {**TURNING, "learning_rate": 3e-3} if permuted else {}
+    larger = {"batch_size": 2 * batch_size}
+    variants: dict[str, tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]] = {
+        "spectral": (found, SUMMING, TURNING),
+        "orthogonal": (found, SUMMING, TURNING),
+        "rnn": ({}, {}, {"nonlinearity": "relu"}),
+        "irnn": ({}, {}, larger),
+        "lstm": ({}, {}, larger),
     }
     return Study(
         name=name,
@@ -112,8 +116,12 @@ def _digits(name: str, epochs: int, batch_size: int, *, permuted: bool = False) 
         task="pixel-mnist",
         cases={"": Case({"permuted": permuted}, 784)},
         recipes={
-            model: Recipe({}, cost[model], (*RATES, *({**variant, **rate} for rate in RATES)))
-            for model, variant in variants.items()
+            model: Recipe(
+                settings,
+                cost[model],
+                tuple({**way, **rate} for way in (first, second) for rate in RATES),
+            )
+            for model, (settings, first, second) in variants.items()
         },
         common={"evaluations": 2 * epochs, "batch_size": batch_size},
         steps=epochs * 55000 // batch_size,
@@ -170,7 +178,7 @@ STUDIES = (
     _adding(200, 4000),
     _adding(750, 10000),
     _adding(1000, 15000),
-    _copying(200, 4000),
+    _copying(200, 8000),
     _copying(500, 6000),
     _copying(1000, 10000),
     _digits("pixel-mnist-short", 4, 100),
