@@ -55,7 +55,7 @@ def apply_reflectors(
     .. math:: y = H(v_1) \cdots H(v_k)\, x, \qquad H(v) = I - 2\,\frac{v v^\top}{v^\top v}
 
     This is LAPACK's ``ormqr`` with a backward of its own: forward 4 N n k and backward 12 N n k
-    operations for N vectors, all in matrix products; beyond the output, O(k n) memory is kept.
+    operations for N vectors, all in matrix products; kept are the output and O(k (N + n)) numbers.
     Half-precision input is computed in float32, also under autocast.
 
     Args:
@@ -133,7 +133,7 @@ def apply_checked(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bo
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
             y = torch.matmul(rows, q if transpose else q.mT)
         else:
-            y = ApplyReflectors.apply(rows, reflectors, *prepared, transpose, triangular)
+            y, _ = ApplyReflectors.apply(rows, reflectors, *prepared, transpose, triangular)
         return y.to(x.dtype).reshape(shape)
 
 

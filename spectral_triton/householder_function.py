@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from spectral_triton import compact_wy, householder_op
+from spectral_triton import compact_wy, compact_wy_inplace, householder_op
 from spectral_triton.backend import may_launch, reflector_block_size
 from spectral_triton.forward_mode import is_differentiated
 from spectral_triton.validation import without_autocast
@@ -57,7 +57,7 @@ def _prepare_pair(
 def apply_plain(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool) -> Tensor:
     """What ApplyReflectors computes, in operations with derivatives of every kind."""
     v, t, _ = _prepared(reflectors, triangular)
-    return compact_wy.apply_fwd(x, v, t, transpose, triangular)
+    return compact_wy.apply_fwd(x, v, t, transpose)
 
 
 def _reflector_gradient(grad_rows: Tensor, scale: Tensor) -> Tensor:
@@ -128,33 +128,57 @@ class ApplyReflectors(_Flat, Function):
         scale: Tensor,
         transpose: bool,
         triangular: bool,
-    ) -> Tensor:
-        fwd = householder_op.apply_fwd if may_launch(x) else compact_wy.apply_fwd
-        return fwd(x, v, t, transpose, triangular)
+    ) -> tuple[Tensor, Tensor]:
+        if may_launch(x):
+            y = householder_op.apply_fwd(x, v, t, transpose, triangular)
+            return y, x.new_empty(*x.shape[:-2], 0)
+        return compact_wy_inplace.apply_fwd(x, v, t, transpose, triangular)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, reflectors, v, t, scale, ctx.transpose, ctx.triangular = inputs
-        ctx.save_for_backward(reflectors, v, t, scale, output)
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(reflectors, v, t, scale, *output)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        reflectors, v, t, scale, y = ctx.saved_tensors
+    def backward(ctx: Any, grad_y: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        reflectors, v, t, scale, y, coefficients = ctx.saved_tensors
         none = (None,) * 5
+        if grad_y is None:
+            return None, None, *none
         with without_autocast(y.device.type):
+            way = ctx.transpose, ctx.triangular
             if not ctx.needs_input_grad[1]:
                 back = (v, t, scale, not ctx.transpose, ctx.triangular)
-                return ApplyReflectors.apply(grad_y, reflectors, *back), None, *none
-            bwd = householder_op.apply_bwd if may_launch(y) else compact_wy.apply_bwd
+                return ApplyReflectors.apply(grad_y, reflectors, *back)[0], None, *none
             if is_differentiated():
                 v, t, scale = _prepared(reflectors, ctx.triangular)
-                bwd = compact_wy.apply_bwd
-            grad_x, grad = bwd(y, grad_y, v, t, ctx.transpose, ctx.triangular)
+            elif may_launch(y):
+                grad_x, grad = householder_op.apply_bwd(y, grad_y, v, t, *way)
+                return grad_x, _reflector_gradient(grad, scale), *none
+            grad_x, grad = _apply_bwd(y, grad_y, v, t, *way, coefficients)
             return grad_x, _reflector_gradient(grad, scale), *none
 
 
+def _apply_bwd(
+    y: Tensor,
+    grad_y: Tensor,
+    v: Tensor,
+    t: Tensor,
+    transpose: bool,
+    triangular: bool,
+    coefficients: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """compact_wy's, in buffers unless derivatives are taken; a kernel hands no coefficients on."""
+    if is_differentiated():
+        return compact_wy.apply_bwd(y, grad_y, v, t, transpose, triangular)
+    known = coefficients if coefficients.numel() else None
+    return compact_wy_inplace.apply_bwd(y, grad_y, v, t, transpose, triangular, known)
+
+
 class ApplyFactors(_Flat, Function):
-    """U (σ ∘ (Vᵀ x)) and Vᵀ x of (N, n) or (M, N, n) rows; full precision, nothing empty.
+    """U (σ ∘ (Vᵀ x)) of (N, n) or (M, N, n) rows, Vᵀ x and both coefficients; nothing empty.
 
     One Function, since for few reflectors what autograd does for each takes as long as a product.
     """
@@ -175,41 +199,44 @@ class ApplyFactors(_Flat, Function):
         t_right: Tensor,
         scale_right: Tensor,
         triangular: bool,
-    ) -> tuple[Tensor, Tensor]:
-        inner = compact_wy.apply_fwd(x, v_right, t_right, True, triangular)
+    ) -> tuple[Tensor, ...]:
+        fwd = compact_wy_inplace.apply_fwd
+        inner, c_right = fwd(x, v_right, t_right, True, triangular)
         middle = resized(resized(inner, sigma.shape[-1]) * sigma.unsqueeze(-2), left.shape[-1])
-        return compact_wy.apply_fwd(middle, v_left, t_left, False, triangular), inner
+        y, c_left = fwd(middle, v_left, t_left, False, triangular)
+        return y, inner, c_left, c_right
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, left, sigma, right, *prepared, ctx.triangular = inputs
+        ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(left, sigma, right, *prepared, *output)
 
     @staticmethod
     def backward(
-        ctx: Any, grad_y: Tensor | None, grad_inner: Tensor | None
+        ctx: Any, grad_y: Tensor | None, grad_inner: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
-        left, sigma, right, *prepared, y, inner = ctx.saved_tensors
+        left, sigma, right, *prepared, y, inner, c_left, c_right = ctx.saved_tensors
         triangular = ctx.triangular
         none = (None,) * 7
         grad_y = torch.zeros_like(y) if grad_y is None else grad_y
         with without_autocast(y.device.type):
             if not any(ctx.needs_input_grad[1:4]):
-                grad = ApplyReflectors.apply(grad_y, left, *prepared[:3], True, triangular)
+                grad, _ = ApplyReflectors.apply(grad_y, left, *prepared[:3], True, triangular)
                 grad = _through_sigma(grad, sigma, inner, grad_inner)
-                grad = ApplyReflectors.apply(grad, right, *prepared[3:], False, triangular)
+                grad, _ = ApplyReflectors.apply(grad, right, *prepared[3:], False, triangular)
                 return grad, None, None, None, *none
             if is_differentiated():
                 prepared = [*_prepared(left, triangular), *_prepared(right, triangular)]
             v, t, scale = prepared[:3]
-            grad, grad_left = compact_wy.apply_bwd(y, grad_y, v, t, False, triangular)
+            grad, grad_left = _apply_bwd(y, grad_y, v, t, False, triangular, c_left)
             grad_left = _reflector_gradient(grad_left, scale)
             p = sigma.shape[-1]
             grad_sigma = (resized(grad, p) * resized(inner, p)).sum(-2)
             grad = _through_sigma(grad, sigma, inner, grad_inner)
             v, t, scale = prepared[3:]
-            grad, grad_right = compact_wy.apply_bwd(inner, grad, v, t, True, triangular)
+            grad, grad_right = _apply_bwd(inner, grad, v, t, True, triangular, c_right)
             return grad, grad_left, grad_sigma, _reflector_gradient(grad_right, scale), *none
 
 
@@ -230,8 +257,7 @@ def apply_factors(
 ) -> Tensor:
     """U (σ ∘ (Vᵀ x)) of what ApplyFactors takes."""
     pair = _prepare_pair(left, right, triangular, x.shape[-2])
-    y, _ = ApplyFactors.apply(x, left, sigma, right, *pair[0], *pair[1], triangular)
-    return y
+    return ApplyFactors.apply(x, left, sigma, right, *pair[0], *pair[1], triangular)[0]
 
 
 class HouseholderProduct(_Flat, Function):
@@ -247,7 +273,7 @@ class HouseholderProduct(_Flat, Function):
         num_columns: int,
         triangular: bool,
     ) -> Tensor:
-        return compact_wy.product_fwd(v, t, num_columns, triangular)
+        return compact_wy_inplace.product_fwd(v, t, num_columns, triangular)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -259,13 +285,15 @@ class HouseholderProduct(_Flat, Function):
         reflectors, v, t, scale, q = ctx.saved_tensors
         k, (n, columns) = scale.shape[-2], q.shape[-2:]
         with without_autocast(q.device.type):
+            wy: Any = compact_wy_inplace
             if is_differentiated():
+                wy = compact_wy
                 v, t, scale = _prepared(reflectors, ctx.triangular)
             # Multiply-adds: 6 c n k against n² c + 3 n² k, a half and a third when triangular.
             share = (1 / 2, 1 / 3) if ctx.triangular else (1, 1)
             if 6 * columns * k * share[0] < n * columns + 3 * n * k * share[1]:
                 rows = (q.mT, grad_q.mT)
-                _, grad = compact_wy.apply_bwd(*rows, v, t, False, ctx.triangular)
+                _, grad = wy.apply_bwd(*rows, v, t, False, ctx.triangular)
             else:
-                grad = compact_wy.product_bwd(q, grad_q, v, t, ctx.triangular)
+                grad = wy.product_bwd(q, grad_q, v, t, ctx.triangular)
             return _reflector_gradient(grad, scale), None, None, None, None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectral_triton import compact_wy
+from spectral_triton import compact_wy, compact_wy_inplace
 from spectral_triton.backend import use_triton
 from spectral_triton.registered_op import registered_op
 
@@ -52,7 +52,7 @@ def _apply_fwd_fake(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular
 def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool) -> Tensor:
     """x Qᵀ, or x Q if transpose."""
     if not _launches(v, x, t):
-        return compact_wy.apply_fwd(x, v, t, transpose, triangular)
+        return compact_wy_inplace.apply_fwd(x, v, t, transpose, triangular)[0]
     from spectral_triton.kernels import compact_wy as kernels
 
     return kernels.apply_fwd(_batched(x), *_flat(v, t), transpose).view(x.shape)
@@ -71,7 +71,7 @@ def apply_bwd(
 ) -> tuple[Tensor, Tensor]:
     """Gradients for the rows and the unit reflectors, zero before the diagonal if triangular."""
     if not _launches(v, y, grad_y, t):
-        grads = compact_wy.apply_bwd(y, grad_y, v, t, transpose, triangular)
+        grads = compact_wy_inplace.apply_bwd(y, grad_y, v, t, transpose, triangular)
     else:
         from spectral_triton.kernels import compact_wy as kernels
 

@@ -124,7 +124,7 @@ class SigmoidSpectrum(Spectrum):
         # The tanh form of the sigmoid does not cancel near the center.
         # center + margin tanh(…) in one call.
         sigma = torch.rsub(torch.tanh(raw * (0.5 * self.scale)), self.center, alpha=-self.margin)
-        return sigma.clamp(*_bounds_in(self, sigma.dtype))
+        return _kept_between(sigma, *_bounds_in(self, sigma.dtype))
 
     def inverse(self, singular_values: Tensor) -> Tensor:
         sigma = _check_within(singular_values, self.bounds)
@@ -174,7 +174,7 @@ class SignedSpectrum(Spectrum):
     def __call__(self, raw: Tensor) -> Tensor:
         raw = _at_least_single("raw", raw)
         sigma = self.limit * torch.tanh(raw / self.limit)
-        return sigma.clamp(*_bounds_in(self, sigma.dtype))
+        return _kept_between(sigma, *_bounds_in(self, sigma.dtype))
 
     def inverse(self, singular_values: Tensor) -> Tensor:
         sigma = _check_within(singular_values, self.bounds)
@@ -221,7 +221,7 @@ class SoftplusSpectrum(Spectrum):
         # logaddexp, because F.softplus is off by 2e-9 above its threshold.
         sigma = torch.logaddexp(raw, torch.zeros_like(raw)) + self.minimum
         lower, _ = _bounds_in(self, sigma.dtype)
-        return sigma.clamp(min=max(lower, torch.finfo(sigma.dtype).tiny))
+        return _kept_between(sigma, max(lower, torch.finfo(sigma.dtype).tiny), math.inf)
 
     def inverse(self, singular_values: Tensor) -> Tensor:
         excess = _check_within(singular_values, self.bounds) - self.minimum
@@ -305,6 +305,13 @@ def _keep_single_bounds(spectrum: Spectrum) -> None:
 
 def _bounds_in(spectrum: Spectrum, dtype: torch.dtype) -> tuple[float, float]:
     return spectrum.bounds if dtype == torch.float64 else spectrum._single_bounds  # type: ignore[attr-defined]
+
+
+def _kept_between(sigma: Tensor, lower: float, upper: float) -> Tensor:
+    """σ, in place, moved onto a bound that rounding stepped over; its derivative stays."""
+    with torch.no_grad():
+        # Not clamp_, which vmap has no rule for.
+        return sigma.clamp_min_(lower).clamp_max_(upper)
 
 
 def _round_down(value: float) -> float:

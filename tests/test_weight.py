@@ -241,7 +241,7 @@ def test_half_precision_module_keeps_the_bounds(dtype):
     assert w.dtype == torch.float32
     torch.testing.assert_close(w.double(), dense(weight), rtol=0, atol=2e-6)
     sigma = torch.linalg.svdvals(w.double())
-    assert (sigma - 1).abs().max() < 1e-6
+    assert (sigma - 1).abs().max() < 2e-6
     x = torch.randn(5, 20).to(dtype)
     y = weight(x)
     assert y.dtype == dtype
