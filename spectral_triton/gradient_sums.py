@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-ARGUMENTS = ("x", "weight_ih", "bias_ih", "h0", "scale", "p", "q", "bias")
-"""What a recurrence can be differentiated by, in the order of its arguments."""
+from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 
 # Elements of a temporary in a sum over rows: small enough to stay in cache.
 CHUNK = 1 << 18
@@ -22,12 +21,12 @@ class GradientSums:
     """The sums so far.
 
     Args:
-        needs: Which of ``ARGUMENTS`` are wanted.
+        needs: Which of ``DIFFERENTIABLE`` are wanted.
         in_place: Whether sums may be changed in place, which derivatives of them forbid.
     """
 
     def __init__(self, needs: Sequence[bool], in_place: bool = True) -> None:
-        self._wanted = {name for name, need in zip(ARGUMENTS, needs, strict=True) if need}
+        self._wanted = {name for name, need in zip(DIFFERENTIABLE, needs, strict=True) if need}
         self._in_place, self._folded = in_place, False
         self._totals: dict[str, Tensor] = {}
 
@@ -68,12 +67,11 @@ class GradientSums:
         if self.wants("bias"):
             self._add_columns("bias", dz, y.detach().sign())
 
-    def gradients(
-        self, grad_x: Tensor, grad_h0: Tensor, arguments: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
-        """Those by all of ``ARGUMENTS``, None where not wanted, zeros where no step was added."""
+    def gradients(self, grad_x: Tensor, grad_h0: Tensor, a: Arguments) -> list[Tensor | None]:
+        """Those by all ``DIFFERENTIABLE``, None where not wanted, zeros where no step was added."""
         grads: list[Tensor | None] = []
-        for name, argument in zip(ARGUMENTS, arguments, strict=True):
+        for name in DIFFERENTIABLE:
+            argument = getattr(a, name)
             if not self.wants(name) or argument is None:
                 grads.append(None)
             elif name in ("x", "h0"):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectral_triton.backend import recurrence_form
 from spectral_triton.compact_wy import t_factor, unit_rows
+from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.recurrence_op import recurrence
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
@@ -154,7 +155,7 @@ def run(
             scale, p, q = None, factors.to_dense().to(dtype), None
         options = (batch_sizes, nonlinearity, float(negative_slope), reverse)
         inputs = (x.to(dtype), weight_ih, bias_ih, h0.to(dtype))
-        return recurrence(*inputs, scale, p, q, bias, *options)
+        return recurrence(Arguments(*inputs, scale, p, q, bias, *options))
 
 
 def check_nonlinearity(nonlinearity: str, negative_slope: float) -> None:

@@ -6,64 +6,37 @@ import torch
 from torch import Tensor
 
 from spectral_triton.backend import use_triton
+from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.steps import Steps, last_rows
 
 
-def serves(
-    x: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-) -> bool:
+def serves(a: Arguments) -> bool:
     """Whether a kernel runs the recurrence on these tensors."""
-    n = h0.shape[-1]
-    if q is None:
-        return use_triton("dense_recurrence", x, h0, p, bias, n=n)
-    return use_triton("folded_recurrence", x, h0, scale, p, q, bias, n=n, r=q.shape[-1])
+    n = a.h0.shape[-1]
+    if a.q is None:
+        return use_triton("dense_recurrence", a.x, a.h0, a.p, a.bias, n=n)
+    tensors = (a.x, a.h0, a.scale, a.p, a.q, a.bias)
+    return use_triton("folded_recurrence", *tensors, n=n, r=a.rank)
 
 
-def launch_fwd(
-    x: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def launch_fwd(projected: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
     """All states for a projected input, and Qᵀ h of every step."""
     from spectral_triton.kernels import recurrence as kernels
 
-    launch = kernels.dense_fwd if q is None else kernels.folded_fwd
-    weight = (p,) if q is None else (scale, p, q)
-    tensors = [a.contiguous() for a in (x, h0, *weight)]
-    y = launch(*tensors, nonlinearity, slope, bias, _offsets(batch_sizes, x), reverse)
-    kept = x.new_empty((*x.shape[:-1], 0 if q is None else q.shape[-1]))
-    if q is not None and x.numel():
-        rows = kept.view(-1, q.shape[-1])
-        whole = Steps.of(x, batch_sizes, reverse).whole()
-        for h, at in whole.before(y.flatten(0, -2), h0):
-            torch.mm(h, q, out=rows[at])
+    launch = kernels.dense_fwd if a.q is None else kernels.folded_fwd
+    offsets = _offsets(a.batch_sizes, projected)
+    y = launch(*_tensors(a, projected), a.nonlinearity, a.slope, a.bias, offsets, a.reverse)
+    kept = projected.new_empty((*projected.shape[:-1], a.rank))
+    if a.q is not None and projected.numel():
+        rows = kept.view(-1, a.rank)
+        whole = Steps.of(projected, a.batch_sizes, a.reverse).whole()
+        for h, at in whole.before(y.flatten(0, -2), a.h0):
+            torch.mm(h, a.q, out=rows[at])
     return y, kept
 
 
 def launch_bwd(
-    grad_y: Tensor | None,
-    grad_last: Tensor | None,
-    y: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
+    grad_y: Tensor | None, grad_last: Tensor | None, y: Tensor, a: Arguments
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the pre-activations and of h0."""
     from spectral_triton.kernels import recurrence as kernels
@@ -71,17 +44,21 @@ def launch_bwd(
     # The kernel takes one gradient for all states: each sequence's last state is one of them.
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y
     if grad_last is not None and len(y):
-        rows = last_rows(y, h0, batch_sizes, reverse)
+        rows = last_rows(y, a.h0, a.batch_sizes, a.reverse)
         grad_y = grad_y.reshape(-1, y.shape[-1]).index_add(0, rows, grad_last).view_as(y)
-    launch = kernels.dense_bwd if q is None else kernels.folded_bwd
-    weight = (p,) if q is None else (scale, p, q)
-    tensors = [a.contiguous() for a in (grad_y, y, h0, *weight)]
+    launch = kernels.dense_bwd if a.q is None else kernels.folded_bwd
     # The gradient of modrelu needs the output alone, not its bias.
-    options = (nonlinearity, slope, None, _offsets(batch_sizes, y), reverse)
-    grad_z, grad_h0 = launch(*tensors, *options)
+    options = (a.nonlinearity, a.slope, None, _offsets(a.batch_sizes, y), a.reverse)
+    grad_z, grad_h0 = launch(*_tensors(a, grad_y, y), *options)
     if grad_last is not None and not len(y):
         grad_h0 = grad_last.clone()
     return grad_z, grad_h0
+
+
+def _tensors(a: Arguments, *sequences: Tensor) -> list[Tensor]:
+    """What a kernel reads, in its order."""
+    weight = (a.p,) if a.scale is None or a.q is None else (a.scale, a.p, a.q)
+    return [tensor.contiguous() for tensor in (*sequences, a.h0, *weight)]
 
 
 def _offsets(batch_sizes: Tensor | None, x: Tensor) -> Tensor | None:

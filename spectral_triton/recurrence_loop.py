@@ -7,9 +7,6 @@ Note [Chunks]
     then add to them. Backward, the gradients of a chunk's pre-activations live in a small buffer
     and go into the sums for all weights while they are at hand. Nothing of the size of the
     sequence is written but the output and, where it is asked for, the gradient of the input.
-
-x is flat, (rows, features), with its :class:`Steps`. The weight comes as W itself (``scale`` and
-``q`` None, ``p`` = W), or folded: W = diag(scale) - P Qᵀ with P and Q of shape (n, r).
 """
 
 from __future__ import annotations
@@ -20,7 +17,8 @@ import torch
 from torch import Tensor
 
 from spectral_triton.gradient_sums import GradientSums
-from spectral_triton.steps import Steps, carry
+from spectral_triton.recurrence_arguments import Arguments
+from spectral_triton.steps import Steps, carry, flat
 
 # Elements of a chunk: half a MiB in float32, so that all it needs stays in a core's cache. On other
 # devices launches are what costs, and chunks only limit memory.
@@ -74,37 +72,24 @@ def project(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor) 
         torch.addmm(bias, x, weight.mT, out=out)
 
 
-def loop_fwd(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    bias_ih: Tensor | None,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    steps: Steps,
-    nonlinearity: str,
-    slope: float,
-) -> tuple[Tensor, Tensor]:
-    """All outputs, (rows, n), and the coefficients Qᵀ h of every step (none if dense)."""
-    n = h0.shape[-1]
-    y = x.new_empty(len(x), n)
-    coefficients = x.new_empty(len(x), 0 if q is None else q.shape[-1])
-    activate = _activate(nonlinearity, slope, bias)
-    p_t = p.mT.contiguous()
-    h = h0
-    for chunk in steps.chunks(chunk_rows(n, x.device)):
+def loop_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
+    """All states, and the coefficients Qᵀ h of every step (none if not folded), as rows."""
+    x, n = flat(a.x, a.batch_sizes), a.h0.shape[-1]
+    y, coefficients = x.new_empty(len(x), n), x.new_empty(len(x), a.rank)
+    activate = _activate(a.nonlinearity, a.slope, a.bias)
+    p_t = a.p.mT.contiguous()
+    h = a.h0
+    for chunk in Steps.of(a.x, a.batch_sizes, a.reverse).chunks(chunk_rows(n, x.device)):
         rows = chunk.of(y)
-        project(chunk.of(x), weight_ih, bias_ih, rows)
+        project(chunk.of(x), a.weight_ih, a.bias_ih, rows)
         parts = chunk.split(rows), chunk.split(chunk.of(coefficients))
         for y_t, c_t in zip(*parts, strict=True):
-            h = carry(h, h0, len(y_t))
-            if q is None:
+            h = carry(h, a.h0, len(y_t))
+            if a.q is None:
                 y_t.addmm_(h, p_t)
             else:
-                torch.mm(h, q, out=c_t)
-                y_t.addcmul_(h, scale).addmm_(c_t, p_t, alpha=-1)
+                torch.mm(h, a.q, out=c_t)
+                y_t.addcmul_(h, a.scale).addmm_(c_t, p_t, alpha=-1)
             activate(y_t)
             h = y_t
     return y, coefficients
@@ -136,31 +121,27 @@ class _Transpose:
 def loop_bwd(
     grad_y: Tensor | None,
     grad_last: Tensor | None,
-    x: Tensor,
-    weight_ih: Tensor | None,
     y: Tensor,
     coefficients: Tensor,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    steps: Steps,
-    nonlinearity: str,
-    slope: float,
+    a: Arguments,
     sums: GradientSums,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x (empty unless ``sums`` wants it) and of h0; those of weights go to ``sums``.
 
     ``grad_y`` belongs to the outputs, ``grad_last`` to each sequence's last state; None is zero.
     """
+    steps = Steps.of(y, a.batch_sizes, a.reverse)
+    x, y, coefficients = (flat(rows, a.batch_sizes) for rows in (a.x, y, coefficients))
+    grad_y = None if grad_y is None else flat(grad_y, a.batch_sizes)
+    h0, q, weight_ih = a.h0, a.q, a.weight_ih
     n, wants_x = h0.shape[-1], sums.wants("x")
     grad_x = x.new_empty(x.shape if wants_x else (0,))
     grad_h0 = torch.empty_like(h0, memory_format=torch.contiguous_format)
     chunks = list(steps.chunks(chunk_rows(n, x.device), backward=True))
     longest = max((chunk.end - chunk.start for chunk in chunks), default=0)
     buffer = None if wants_x and weight_ih is None else y.new_empty(longest, n)
-    back = y.new_empty(longest, 0 if q is None else q.shape[-1])
-    deactivate, transpose = _deactivate(nonlinearity, slope), _Transpose(scale, p, q)
+    back = y.new_empty(longest, a.rank)
+    deactivate, transpose = _deactivate(a.nonlinearity, a.slope), _Transpose(a.scale, a.p, q)
     last = torch.zeros_like(h0) if grad_last is None else grad_last
     carried = last  # What has come down to the state before the step at hand.
     for chunk in chunks:

@@ -17,7 +17,8 @@ from torch.autograd import Function
 
 from spectral_triton.backend import forced_backend, hand_on
 from spectral_triton.forward_mode import in_forward_mode, is_differentiated
-from spectral_triton.gradient_sums import ARGUMENTS, GradientSums
+from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 from spectral_triton.recurrence_launch import launch_bwd, launch_fwd, serves
 from spectral_triton.recurrence_loop import loop_bwd, loop_fwd, project
 from spectral_triton.recurrence_plain import plain_bwd, plain_fwd
@@ -61,17 +62,18 @@ def recurrence_fwd(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """All states, and Qᵀ h of every step."""
+    options = (batch_sizes, nonlinearity, slope, reverse)
+    a = Arguments(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
     shape = (*x.shape[:-1], h0.shape[-1])
-    rows = flat(x, batch_sizes)
-    if not serves(x, h0, scale, p, q, bias):
-        options = (Steps.of(x, batch_sizes, reverse), nonlinearity, slope)
-        y, kept = loop_fwd(rows, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
-        return y.view(shape), kept.view(*shape[:-1], kept.shape[-1])
+    if not serves(a):
+        y, kept = loop_fwd(a)
+        return y.view(shape), kept.view(*shape[:-1], a.rank)
     if weight_ih is not None:
+        rows = flat(x, batch_sizes)
         projected = x.new_empty(len(rows), shape[-1])
         project(rows, weight_ih, bias_ih, projected)
         x = projected.view(shape)
-    return launch_fwd(x, h0, scale, p, q, bias, batch_sizes, nonlinearity, slope, reverse)
+    return launch_fwd(x, a)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -116,32 +118,36 @@ def recurrence_bwd(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients by all arguments from x to bias, empty where not needed."""
-    steps, sums = Steps.of(y, batch_sizes, reverse), GradientSums(needs)
-    flat_x, flat_y, flat_kept = (flat(a, batch_sizes) for a in (x, y, kept))
-    if not serves(y, h0, scale, p, q, None):
-        weights = (weight_ih, flat_y, flat_kept, h0, scale, p, q)
-        by_steps = (steps, nonlinearity, slope, sums)
-        flat_grad = None if grad_y is None else flat(grad_y, batch_sizes)
-        grad_x, grad_h0 = loop_bwd(flat_grad, grad_last, flat_x, *weights, *by_steps)
+    options = (batch_sizes, nonlinearity, slope, reverse)
+    a = Arguments(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
+    sums = GradientSums(needs)
+    if not serves(a):
+        grad_x, grad_h0 = loop_bwd(grad_y, grad_last, y, kept, a, sums)
     else:
-        options = (batch_sizes, nonlinearity, slope, reverse)
-        grad_z, grad_h0 = launch_bwd(grad_y, grad_last, y, h0, scale, p, q, *options)
-        dz = flat(grad_z, batch_sizes)
+        grad_z, grad_h0 = launch_bwd(grad_y, grad_last, y, a)
+        dz, *rows = (flat(sequence, batch_sizes) for sequence in (grad_z, x, y, kept))
         if len(dz):
-            before = steps.whole().before(flat_y, h0)
-            products = (None, None) if q is None else (flat_kept, dz @ p)
-            sums.add(dz, flat_x, flat_y, before, *products)
+            before = Steps.of(y, batch_sizes, reverse).whole().before(rows[1], h0)
+            products = (None, None) if q is None else (rows[2], dz @ p)
+            sums.add(dz, rows[0], rows[1], before, *products)
         grad_x = grad_z if weight_ih is None or not needs[0] else dz @ weight_ih
-    arguments = (x, weight_ih, bias_ih, h0, scale, p, q, bias)
-    return _outputs(
-        sums.gradients(grad_x.view(x.shape) if needs[0] else grad_x, grad_h0, arguments), y
-    )
+    return _outputs(sums.gradients(grad_x.view(x.shape) if needs[0] else grad_x, grad_h0, a), y)
+
+
+def _plain_fwd(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return plain_fwd(Arguments(*arguments))
+
+
+def _plain_bwd(needs: Sequence[bool], *rest: Any) -> list[Tensor | None]:
+    grad_y, grad_last, y, _, *arguments = rest
+    return plain_bwd(needs, grad_y, grad_last, y, Arguments(*arguments))
 
 
 register_vmap(
-    recurrence_fwd, merging_rule(recurrence_fwd, {0: 1, 3: 0}, 8, batching_rule(plain_fwd, 8))
+    recurrence_fwd,
+    merging_rule(recurrence_fwd, {"x": 1, "h0": 0}, batching_rule(recurrence_fwd, _plain_fwd)),
 )
-register_vmap(recurrence_bwd, batching_rule(plain_bwd, 13))
+register_vmap(recurrence_bwd, batching_rule(recurrence_bwd, _plain_bwd))
 
 
 def _last_states(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
@@ -153,28 +159,15 @@ def _last_states(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: boo
 
 
 class Recurrence(Function):
-    """(y, last states, Qᵀh) of the recurrence; arguments as recurrence_fwd, full precision."""
+    """(y, last states, Qᵀh) of the recurrence on ``Arguments``."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight_ih: Tensor | None,
-        bias_ih: Tensor | None,
-        h0: Tensor,
-        scale: Tensor | None,
-        p: Tensor,
-        q: Tensor | None,
-        bias: Tensor | None,
-        batch_sizes: Tensor | None,
-        nonlinearity: str,
-        slope: float,
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weights, options = (scale, p, q, bias), (nonlinearity, slope, reverse)
-        y, kept = recurrence_fwd(x, weight_ih, bias_ih, h0, *weights, batch_sizes, *options)
-        return y, _last_states(y, h0, batch_sizes, reverse), kept
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        a = Arguments(*arguments)
+        y, kept = recurrence_fwd(*arguments)
+        return y, _last_states(y, a.h0, a.batch_sizes, a.reverse), kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -190,37 +183,22 @@ class Recurrence(Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: None) -> Any:
         if grad_y is None and grad_last is None:
-            return (None,) * 12
+            return (None,) * len(Arguments._fields)
         y, kept, x, *rest = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[: len(ARGUMENTS)])
-        arguments = (needs, grad_y, grad_last, y, kept, y if x is None else x, *rest, *ctx.options)
+        needs = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
+        a = Arguments(y if x is None else x, *rest, *ctx.options)
         with without_autocast(y.device.type), hand_on(ctx.forced):
             if is_differentiated():
-                grads = plain_bwd(*arguments)
+                grads = plain_bwd(needs, grad_y, grad_last, y, a)
             else:
-                made = zip(recurrence_bwd(*arguments), needs, strict=True)
-                grads = [grad if need else None for grad, need in made]
-        return *grads, None, None, None, None
+                made = recurrence_bwd(needs, grad_y, grad_last, y, kept, *a)
+                grads = [g if need else None for g, need in zip(made, needs, strict=True)]
+        return *grads, *[None] * (len(a) - len(grads))
 
 
-def recurrence(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    bias_ih: Tensor | None,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def recurrence(a: Arguments) -> tuple[Tensor, Tensor]:
     """All states and the last ones, with derivatives of every kind."""
-    weights, options = (scale, p, q, bias), (nonlinearity, slope, reverse)
-    arguments = (x, weight_ih, bias_ih, h0, *weights, batch_sizes, *options)
     if not in_forward_mode():
-        return Recurrence.apply(*arguments)[:2]
-    y, _ = plain_fwd(*arguments)
-    return y, _last_states(y, h0, batch_sizes, reverse)
+        return Recurrence.apply(*a)[:2]
+    y, _ = plain_fwd(a)
+    return y, _last_states(y, a.h0, a.batch_sizes, a.reverse)

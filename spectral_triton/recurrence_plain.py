@@ -1,7 +1,6 @@
 """The recurrence in operations that have derivatives of every kind, slower than the loop.
 
-Arguments are those of the registered ops, all with one more leading dimension where a recurrence
-is mapped.
+All tensors have one more leading dimension where a recurrence is mapped.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.steps import Steps, carry, flat
 
 
@@ -36,26 +36,14 @@ def _derivative(grad: Tensor, y: Tensor, nonlinearity: str, slope: float) -> Ten
     return grad * (y != 0) if nonlinearity == "modrelu" else grad
 
 
-def plain_fwd(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    bias_ih: Tensor | None,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def plain_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
     """All states, and Qᵀ h of every step."""
+    x, weight_ih, bias_ih, h0, scale, p, q, bias, batch_sizes, nonlinearity, slope, reverse = a
     whole = Steps.of(x, batch_sizes, reverse).whole()
     rows = flat(x, batch_sizes)
     rows = rows if weight_ih is None else rows @ weight_ih.mT
     rows = rows if bias_ih is None else rows + bias_ih.unsqueeze(-2)
-    scale, bias = (None if a is None else a.unsqueeze(-2) for a in (scale, bias))
+    scale, bias = (None if v is None else v.unsqueeze(-2) for v in (scale, bias))
     h, outputs, kept = h0, [], []
     for x_t in whole.split(rows):
         h = carry(h, h0, x_t.shape[-2])
@@ -66,14 +54,13 @@ def plain_fwd(
             product = h * scale - kept[-1] @ p.mT
         h = _activation(x_t + product, nonlinearity, slope, bias)
         outputs.append(h)
-    r = 0 if q is None else q.shape[-1]
     shape = x.shape[:-1]
     if not outputs:
-        return rows.new_zeros(*shape, h0.shape[-1]), rows.new_zeros(*shape, r)
+        return rows.new_zeros(*shape, h0.shape[-1]), rows.new_zeros(*shape, a.rank)
     y = torch.cat(outputs[::-1] if reverse else outputs, -2).view(*shape, h0.shape[-1])
     if q is None:
         return y, y.new_zeros(*shape, 0)
-    return y, torch.cat(kept[::-1] if reverse else kept, -2).view(*shape, r)
+    return y, torch.cat(kept[::-1] if reverse else kept, -2).view(*shape, a.rank)
 
 
 def plain_bwd(
@@ -81,24 +68,10 @@ def plain_bwd(
     grad_y: Tensor | None,
     grad_last: Tensor | None,
     y: Tensor,
-    kept: Tensor | None,
-    x: Tensor,
-    weight_ih: Tensor | None,
-    bias_ih: Tensor | None,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
+    a: Arguments,
 ) -> list[Tensor | None]:
-    """Gradients by all arguments from x to bias, None where not needed.
-
-    ``kept`` is not used: it is no function of y and h0 to autograd.
-    """
+    """Gradients by all that a recurrence can be differentiated by, None where not needed."""
+    x, weight_ih, _, h0, scale, p, q, _, batch_sizes, nonlinearity, slope, reverse = a
     whole = Steps.of(y, batch_sizes, reverse).whole()
     x_rows, y_rows = flat(x, batch_sizes), flat(y, batch_sizes)
     outputs = whole.split(y_rows, backward=True)
@@ -127,4 +100,4 @@ def plain_bwd(
         sums.add(dz, x_rows, y_rows, [(h, slice(None))], *products)
     grad_x = (dz if weight_ih is None else dz @ weight_ih).reshape(x.shape)
     grad_h0 = torch.cat((carried, *reversed(starting)), -2)
-    return sums.gradients(grad_x, grad_h0, (x, weight_ih, bias_ih, h0, scale, p, q, bias))
+    return sums.gradients(grad_x, grad_h0, a)

@@ -10,15 +10,21 @@ from torch import Tensor
 Rule = Callable[..., tuple[tuple[Tensor, ...], tuple[int | None, ...]]]
 
 
-def batching_rule(plain: Callable[..., Sequence[Tensor | None]], packing: int) -> Rule:
+def _position(op: Any, name: str) -> int:
+    """Where the op takes the argument of that name."""
+    return [argument.name for argument in op._schema.arguments].index(name)
+
+
+def batching_rule(op: Any, plain: Callable[..., Sequence[Tensor | None]]) -> Rule:
     """The rule of an op by a function that computes the same with one more leading dimension.
 
     torch.vmap of that function would not do: it fails inside the rule of a registered op.
 
     Args:
-        plain: May give None in the place of an output.
-        packing: Position of ``batch_sizes``, which stays as it is.
+        op: The registered op, whose ``batch_sizes`` stay as they are.
+        plain: Takes what the op takes; may give None in the place of an output.
     """
+    packing = _position(op, "batch_sizes")
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         size, batched = info.batch_size, list(args)
@@ -33,15 +39,17 @@ def batching_rule(plain: Callable[..., Sequence[Tensor | None]], packing: int) -
     return rule
 
 
-def merging_rule(op: Any, sequences: dict[int, int], packing: int, otherwise: Rule) -> Rule:
+def merging_rule(op: Any, axes: dict[str, int], otherwise: Rule) -> Rule:
     """A rule that makes the mapped dimension more sequences, of which the op then runs more.
 
     Args:
-        op: The registered op; all its outputs have the sequences in dimension 1.
-        sequences: Position of each argument with one entry a sequence -> its dimension of those.
-        packing: Position of ``batch_sizes``: packed sequences cannot be merged.
+        op: The registered op; all its outputs have the sequences in dimension 1. Those that its
+            ``batch_sizes`` pack cannot be merged.
+        axes: Name of each argument with one entry a sequence -> its dimension of those.
         otherwise: The rule where anything else is mapped.
     """
+    sequences = {_position(op, name): axis for name, axis in axes.items()}
+    packing = _position(op, "batch_sizes")
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         size = info.batch_size

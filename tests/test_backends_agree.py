@@ -6,6 +6,7 @@ from spectral_triton.kernels import recurrence as kernels
 from torch import nn
 
 from spectral_triton import HouseholderSVD, SpectralRNN, SVDLinear, spectral_recurrence, use_backend
+from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.recurrence_op import recurrence
 
 NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
@@ -75,8 +76,9 @@ def test_weight_that_takes_several_programs():
     n = 130
     weight = (torch.randn(n, n) / n**0.5).requires_grad_()
     x, h0 = torch.randn(2, 3, n, requires_grad=True), torch.randn(3, n, requires_grad=True)
-    arguments = (x, None, None, h0, None, weight, None, None, None, "tanh", 0.0, False)
-    torch.testing.assert_close(*_both(lambda: recurrence(*arguments), [x, h0, weight]))
+    options = (None, "tanh", 0.0, False)
+    arguments = Arguments(x, None, None, h0, None, weight, None, None, *options)
+    torch.testing.assert_close(*_both(lambda: recurrence(arguments), [x, h0, weight]))
 
 
 def test_backward_keeps_what_its_forward_was_forced_to(monkeypatch):

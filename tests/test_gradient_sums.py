@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spectral_triton import gradient_sums
-from spectral_triton.gradient_sums import ARGUMENTS, GradientSums
+from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 
 ROWS, N, R, FEATURES = 11, 3, 2, 4
 
@@ -32,7 +33,8 @@ def like(folded):
     shapes = [(ROWS, FEATURES), (N, FEATURES), (N,), (2, N), (N,), (N, R), (N, R), (N,)]
     if not folded:
         shapes[4:7] = [None, (N, N), None]
-    return [None if shape is None else torch.empty(shape) for shape in shapes]
+    given = (None if shape is None else torch.empty(shape) for shape in shapes)
+    return Arguments(*given, None, "tanh", 0.0, False)
 
 
 def add(sums, rows, first, last, folded=True):
@@ -53,15 +55,15 @@ def test_sums_of_chunks(folded, batch, chunk, monkeypatch):
     rows = tensors(batch)
     copies = {name: a.clone() for name, a in rows.items()}
     for in_place in (True, False) if not batch else (False,):
-        sums = GradientSums([True] * len(ARGUMENTS), in_place)
+        sums = GradientSums([True] * len(DIFFERENTIABLE), in_place)
         for first, last in ((0, 4), (4, 5), (5, ROWS)):
             add(sums, rows, first, last, folded)
         x, h0 = torch.randn(1), torch.randn(1)
-        found = dict(zip(ARGUMENTS, sums.gradients(x, h0, like(folded)), strict=True))
+        found = dict(zip(DIFFERENTIABLE, sums.gradients(x, h0, like(folded)), strict=True))
         assert found["x"] is x
         assert found["h0"] is h0
         wanted = expected(rows, folded)
-        for name in set(ARGUMENTS) - {"x", "h0"}:
+        for name in set(DIFFERENTIABLE) - {"x", "h0"}:
             if name in wanted:
                 torch.testing.assert_close(found[name], wanted[name], msg=lambda m, n=name: n + m)
             else:
@@ -69,7 +71,7 @@ def test_sums_of_chunks(folded, batch, chunk, monkeypatch):
     assert all(torch.equal(rows[name], copies[name]) for name in rows)
 
 
-@pytest.mark.parametrize("wanted", ARGUMENTS)
+@pytest.mark.parametrize("wanted", DIFFERENTIABLE)
 def test_only_what_is_needed_is_computed(wanted, monkeypatch):
     seen = []
     original = GradientSums._put
@@ -78,15 +80,15 @@ def test_only_what_is_needed_is_computed(wanted, monkeypatch):
         "_put",
         lambda self, name, value: seen.append(name) or original(self, name, value),
     )
-    sums = GradientSums([name == wanted for name in ARGUMENTS])
+    sums = GradientSums([name == wanted for name in DIFFERENTIABLE])
     add(sums, tensors(), 0, ROWS)
     grads = sums.gradients(torch.ones(1), torch.ones(1), like(True))
-    assert [grad is not None for grad in grads] == [name == wanted for name in ARGUMENTS]
+    assert [grad is not None for grad in grads] == [name == wanted for name in DIFFERENTIABLE]
     assert set(seen) == {wanted} - {"x", "h0"}
 
 
 def test_no_rows_give_zeros():
-    sums = GradientSums([True] * len(ARGUMENTS))
+    sums = GradientSums([True] * len(DIFFERENTIABLE))
     grads = sums.gradients(torch.ones(1), torch.ones(1), like(True))
-    for grad, argument in list(zip(grads, like(True), strict=True))[4:]:
-        assert torch.equal(grad, torch.zeros(argument.shape))
+    for name, grad in list(zip(DIFFERENTIABLE, grads, strict=True))[4:]:
+        assert torch.equal(grad, torch.zeros(getattr(like(True), name).shape))

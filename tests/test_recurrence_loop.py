@@ -6,6 +6,7 @@ import torch
 from spectral_triton import recurrence_loop, reference
 from spectral_triton.gradient_sums import GradientSums
 from spectral_triton.recurrence import NONLINEARITIES
+from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 from spectral_triton.recurrence_loop import loop_bwd, loop_fwd
 from spectral_triton.recurrence_plain import plain_bwd, plain_fwd
 from spectral_triton.steps import Steps
@@ -64,22 +65,14 @@ def projection(with_weight, n, features=3):
     return weight, bias, lambda x: torch.nn.functional.linear(x, weight, bias)
 
 
-def backward(name, cotangents, arguments, batch_sizes, nonlinearity, reverse, needs):
+def backward(name, cotangents, y, kept, a):
     """Gradients by all arguments, by the loop or by plain operations."""
-    y, kept, x, weight_ih, bias_ih, h0, scale, p, q, bias = arguments
+    needs = [getattr(a, argument) is not None for argument in DIFFERENTIABLE]
     if name == "plain":
-        sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
-        options = (sizes, nonlinearity, 0.3, reverse)
-        return plain_bwd(needs, *cotangents, *arguments, *options)
-    sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
-    steps = Steps.of(y, sizes, reverse)
+        return plain_bwd(needs, *cotangents, y, a)
     sums = GradientSums(needs)
-    rows = [None if a is None else a.flatten(0, -2) for a in (cotangents[0], x, y, kept)]
-    weights = (weight_ih, *rows[2:], h0, scale, p, q)
-    options = (steps, nonlinearity, 0.3, sums)
-    grad_x, grad_h0 = loop_bwd(rows[0], cotangents[1], rows[1], *weights, *options)
-    given = (x, weight_ih, bias_ih, h0, scale, p, q, bias)
-    return sums.gradients(grad_x.view(x.shape) if needs[0] else grad_x, grad_h0, given)
+    grad_x, grad_h0 = loop_bwd(*cotangents, y, kept, a, sums)
+    return sums.gradients(grad_x.view(a.x.shape), grad_h0, a)
 
 
 @every_case
@@ -101,15 +94,14 @@ def test_forward_and_backward(
     expected, last = oracle(projected(x), h0, w, batch_sizes, nonlinearity, bias, reverse)
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
     given = (x, weight_ih, bias_ih, h0, *weight, bias)
+    arguments = Arguments(*given, sizes, nonlinearity, 0.3, reverse)
     with torch.no_grad():
-        steps = Steps.of(x, sizes, reverse)
-        rows = x.flatten(0, -2)
-        y, kept = loop_fwd(rows, *given[1:], steps, nonlinearity, 0.3)
+        y, kept = loop_fwd(arguments)
         close(y.view_as(expected), expected.detach())
-        plain_y, plain_kept = plain_fwd(*given, sizes, nonlinearity, 0.3, reverse)
+        plain_y, plain_kept = plain_fwd(arguments)
         close(plain_y, expected.detach())
         close(plain_kept.flatten(0, -2), kept)
-        for h, at in steps.whole().before(y, h0):
+        for h, at in Steps.of(x, sizes, reverse).whole().before(y, h0):
             close(kept[at], h @ weight[2] if folded else h[:, :0])
 
         grad_y, grad_last = torch.randn_like(expected), torch.randn_like(last)
@@ -119,13 +111,10 @@ def test_forward_and_backward(
         ]
         outputs, cotangent = zip(*chosen, strict=True)
         wanted = torch.autograd.grad(outputs, leaves, cotangent, retain_graph=True)
-        needs = [a is not None for a in given]
         for name in ("loop", "plain"):
             with torch.no_grad():
-                arguments = (expected.detach(), kept.view(*expected.shape[:-1], -1), *given)
-                grads = backward(
-                    name, cotangents, arguments, batch_sizes, nonlinearity, reverse, needs
-                )
+                states = expected.detach(), kept.view(*expected.shape[:-1], -1)
+                grads = backward(name, cotangents, *states, arguments)
             found = [grad for grad in grads if grad is not None]
             assert len(found) == len(leaves)
             for grad, other in zip(found, wanted, strict=True):
@@ -140,17 +129,16 @@ def test_no_steps_and_no_sequences(shape, rows, with_weight, folded):
     weight_ih, _, _ = projection(with_weight, 4)
     x, h0 = torch.randn(*shape, 3 if with_weight else 4), torch.randn(rows, 4)
     given = (x, weight_ih, None, h0, *weight, None)
-    y, kept = loop_fwd(x.flatten(0, -2), *given[1:], Steps.of(x, None, False), "tanh", 0.01)
+    arguments = Arguments(*given, None, "tanh", 0.01, False)
+    y, kept = loop_fwd(arguments)
     assert y.shape == (0, 4)
     assert kept.shape == (0, 2 * folded)
-    plain_y, plain_kept = plain_fwd(*given, None, "tanh", 0.01, False)
+    plain_y, plain_kept = plain_fwd(arguments)
     assert plain_y.shape == (*shape, 4)
     assert plain_kept.shape == (*shape, 2 * folded)
     last = torch.randn(rows, 4)
     for name in ("loop", "plain"):
-        needs = [a is not None for a in given]
-        arguments = (plain_y, plain_kept, *given)
-        grads = backward(name, (None, last), arguments, None, "tanh", False, needs)
+        grads = backward(name, (None, last), plain_y, plain_kept, arguments)
         for grad, argument in zip(grads, given, strict=True):
             assert (grad is None) == (argument is None)
             if argument is h0:
@@ -163,14 +151,11 @@ def test_given_tensors_are_left_alone():
     weight, _ = weights(4, 1)
     x, h0 = torch.randn(3, 2, 4), torch.randn(2, 4)
     grad_y, grad_last = torch.randn(3, 2, 4), torch.randn(2, 4)
-    given = (x, None, None, h0, *weight, None)
+    arguments = Arguments(x, None, None, h0, *weight, None, None, "leaky_relu", 0.3, False)
     copies = [a.clone() for a in (x, h0, *weight, grad_y, grad_last)]
-    steps = Steps.of(x, None, False)
-    y, kept = loop_fwd(x.flatten(0, -2), *given[1:], steps, "leaky_relu", 0.3)
+    y, kept = loop_fwd(arguments)
     saved = y.clone(), kept.clone()
-    arguments = (y.view(x.shape), kept.view(3, 2, -1), *given)
-    needs = [a is not None for a in given]
-    backward("loop", (grad_y, grad_last), arguments, None, "leaky_relu", False, needs)
+    backward("loop", (grad_y, grad_last), y.view(x.shape), kept.view(3, 2, -1), arguments)
     tensors = (x, h0, *weight, grad_y, grad_last)
     assert all(torch.equal(a, b) for a, b in zip(tensors, copies, strict=True))
     assert torch.equal(y, saved[0])
@@ -190,8 +175,8 @@ def test_nothing_of_the_size_of_the_sequence_is_made_but_the_output():
     x, h0 = torch.randn(steps, batch, features), torch.randn(batch, n)
     weight_ih, w = torch.randn(n, features), torch.eye(n)
     with torch.profiler.profile(profile_memory=True) as profile:
-        args = (x.flatten(0, 1), weight_ih, None, h0, None, w, None, None)
-        loop_fwd(*args, Steps.of(x, None, False), "relu", 0.0)
+        options = (None, "relu", 0.0, False)
+        loop_fwd(Arguments(x, weight_ih, None, h0, None, w, None, None, *options))
     events = profile.profiler.kineto_results.events()
     made = [e.nbytes() for e in events if e.name() == "[memory]" and e.nbytes() > 0]
     output = 8 * steps * batch * n

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spectral_triton import use_backend
-from spectral_triton.gradient_sums import ARGUMENTS, GradientSums
+from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.recurrence_arguments import DIFFERENTIABLE
 from spectral_triton.recurrence_op import Recurrence, recurrence_bwd, recurrence_fwd
 
 
@@ -28,7 +29,7 @@ def make(form, batch_sizes=None, nonlinearity="tanh", time=3, batch=2, n=5, r=3,
 @pytest.mark.parametrize(("batch_sizes", "features"), [(None, 2), ([2, 2, 1], None)], ids=str)
 def test_opcheck(batch_sizes, features, form, backend):
     arguments = make(form, batch_sizes, features=features)
-    needs = [a is not None for a in arguments[: len(ARGUMENTS)]]
+    needs = [a is not None for a in arguments[: len(DIFFERENTIABLE)]]
     with use_backend(backend):
         torch.library.opcheck(recurrence_fwd, tuple(arguments))
         y, kept = recurrence_fwd(*arguments)
@@ -41,7 +42,7 @@ def test_opcheck_of_an_input_in_another_order_of_memory():
     arguments = make("folded", features=2)
     arguments[0] = torch.randn(2, 3, 2).permute(1, 2, 0)
     y, kept = recurrence_fwd(*arguments)
-    needs = [a is not None for a in arguments[: len(ARGUMENTS)]]
+    needs = [a is not None for a in arguments[: len(DIFFERENTIABLE)]]
     grads = torch.randn_like(y), torch.randn_like(arguments[3])
     torch.library.opcheck(recurrence_bwd, (needs, *grads, y, kept, *arguments))
 
@@ -63,7 +64,7 @@ def test_opcheck_without_steps_or_sequences(shape, form):
 def test_kernels_agree_with_pytorch(nonlinearity, features, batch_sizes, form, reverse):
     arguments = make(form, batch_sizes, nonlinearity, features=features)
     arguments[-1] = reverse
-    leaves = [a.requires_grad_() for a in arguments[: len(ARGUMENTS)] if a is not None]
+    leaves = [a.requires_grad_() for a in arguments[: len(DIFFERENTIABLE)] if a is not None]
     results = []
     for backend in ("torch", "triton"):
         with use_backend(backend):
@@ -75,12 +76,12 @@ def test_kernels_agree_with_pytorch(nonlinearity, features, batch_sizes, form, r
 
 @pytest.mark.parametrize(
     ("form", "needed"),
-    [("folded", name) for name in ARGUMENTS]
-    + [("dense", name) for name in ARGUMENTS if name not in ("scale", "q")],
+    [("folded", name) for name in DIFFERENTIABLE]
+    + [("dense", name) for name in DIFFERENTIABLE if name not in ("scale", "q")],
 )
 def test_only_needed_gradients_are_made(form, needed, monkeypatch):
     arguments = make(form, nonlinearity="modrelu", features=2)
-    at, count = ARGUMENTS.index(needed), len(ARGUMENTS)
+    at, count = DIFFERENTIABLE.index(needed), len(DIFFERENTIABLE)
     full = [a.clone().requires_grad_() if a is not None else None for a in arguments[:count]]
     y, last, _ = Recurrence.apply(*full, *arguments[count:])
     (expected,) = torch.autograd.grad(y.pow(3).sum() + last.sum(), full[at])
@@ -96,7 +97,7 @@ def test_only_needed_gradients_are_made(form, needed, monkeypatch):
     y, last, _ = Recurrence.apply(*arguments)
     (y.pow(3).sum() + last.sum()).backward()
     assert torch.equal(arguments[at].grad, expected)
-    assert [g is not None for g in seen[0]] == [name == needed for name in ARGUMENTS]
+    assert [g is not None for g in seen[0]] == [name == needed for name in DIFFERENTIABLE]
 
 
 class _Swallow(torch.autograd.Function):

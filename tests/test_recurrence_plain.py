@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spectral_triton.gradient_sums import ARGUMENTS
+from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 from spectral_triton.recurrence_plain import plain_bwd, plain_fwd
 
 N, R, FEATURES = 4, 2, 3
@@ -26,17 +26,18 @@ def make(folded, batch_sizes, size):
 def test_leading_dimension_is_a_batch_of_recurrences(nonlinearity, folded, batch_sizes, reverse):
     tensors, sizes = make(folded, batch_sizes, 3)
     options = (sizes, nonlinearity, 0.3, reverse)
-    y, kept = plain_fwd(*tensors, *options)
+    arguments = Arguments(*tensors, *options)
+    y, kept = plain_fwd(arguments)
     grad_y, grad_last = torch.randn_like(y), torch.randn_like(tensors[3])
     needs = [a is not None for a in tensors]
-    grads = plain_bwd(needs, grad_y, grad_last, y, kept, *tensors, *options)
+    grads = plain_bwd(needs, grad_y, grad_last, y, arguments)
     for i in range(3):
-        one = [None if a is None else a[i] for a in tensors]
-        own_y, own_kept = plain_fwd(*one, *options)
+        one = Arguments(*(None if a is None else a[i] for a in tensors), *options)
+        own_y, own_kept = plain_fwd(one)
         torch.testing.assert_close(y[i], own_y)
         torch.testing.assert_close(kept[i], own_kept)
-        own = plain_bwd(needs, grad_y[i], grad_last[i], own_y, own_kept, *one, *options)
-        for name, grad, expected in zip(ARGUMENTS, grads, own, strict=True):
+        own = plain_bwd(needs, grad_y[i], grad_last[i], own_y, one)
+        for name, grad, expected in zip(DIFFERENTIABLE, grads, own, strict=True):
             if expected is None:
                 assert grad is None, name
             else:
