@@ -66,10 +66,13 @@ class Copying(Task):
 
     @classmethod
     def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:
-        # A linear recurrence that begins as rotations: the symbols only have to come round again.
+        # A linear recurrence that begins as rotations: the symbols only have to come round again,
+        # which 16 reflectors a side are too few to arrange: in 2,000 steps over T = 200 the loss
+        # falls to 0.03 with 16 and to 0.0002 with 64, as many parameters as a plain RNN has.
         return Settings(
             steps=4000,
             hidden_size=128,
+            num_reflectors=(64, 64),
             nonlinearity="identity",
             init="cayley",
             learning_rate=3e-3,
