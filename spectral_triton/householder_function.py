@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from spectral_triton import compact_wy, compact_wy_inplace, householder_op
-from spectral_triton.backend import may_launch, reflector_block_size
+from spectral_triton.backend import forced_backend, hand_on, may_launch, reflector_block_size
 from spectral_triton.forward_mode import is_differentiated
 from spectral_triton.validation import without_autocast
 
@@ -137,6 +137,7 @@ class ApplyReflectors(_Flat, Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, reflectors, v, t, scale, ctx.transpose, ctx.triangular = inputs
+        ctx.forced = forced_backend()
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(reflectors, v, t, scale, *output)
@@ -147,7 +148,7 @@ class ApplyReflectors(_Flat, Function):
         none = (None,) * 5
         if grad_y is None:
             return None, None, *none
-        with without_autocast(y.device.type):
+        with without_autocast(y.device.type), hand_on(ctx.forced):
             way = ctx.transpose, ctx.triangular
             if not ctx.needs_input_grad[1]:
                 back = (v, t, scale, not ctx.transpose, ctx.triangular)

@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from spectral_triton.kernels import compact_wy
 from spectral_triton.kernels import recurrence as kernels
 from torch import nn
 
-from spectral_triton import HouseholderSVD, SpectralRNN, SVDLinear, spectral_recurrence, use_backend
+from spectral_triton import (
+    HouseholderSVD,
+    SpectralRNN,
+    SVDLinear,
+    apply_reflectors,
+    spectral_recurrence,
+    use_backend,
+)
 from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.recurrence_op import recurrence
 
@@ -90,5 +98,17 @@ def test_backward_keeps_what_its_forward_was_forced_to(monkeypatch):
     for name, launches in (("triton", 1), ("torch", 1)):
         with use_backend(name):
             y = spectral_recurrence(x, None, factors)
+        y.sum().backward()
+        assert len(launched) == launches
+
+
+def test_backward_of_reflectors_keeps_it_too(monkeypatch):
+    launched = []
+    backward = compact_wy.apply_bwd
+    monkeypatch.setattr(compact_wy, "apply_bwd", lambda *a: launched.append(1) or backward(*a))
+    x, v = torch.randn(2, 9, requires_grad=True), torch.randn(2, 9, requires_grad=True)
+    for name, launches in (("triton", 1), ("torch", 1)):
+        with use_backend(name):
+            y = apply_reflectors(x, v)
         y.sum().backward()
         assert len(launched) == launches
