@@ -38,8 +38,9 @@ from torch import Tensor
 from spectral_triton.forward_mode import is_differentiated
 
 # Reflectors per block on the CPU, at most. Of 32 to 128 the fastest forward and backward together,
-# or as fast, for n = 64 to 1024: more blocks are more calls, larger ones more arithmetic.
-BLOCK_SIZE = 64
+# or as fast, for n = 64 to 1024: more blocks are more calls, larger ones more arithmetic. Alone a
+# larger one is faster still.
+BLOCK_SIZE, SINGLE_BLOCK_SIZE = 64, 128
 
 
 def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Tensor]:
@@ -108,6 +109,11 @@ def _double_gram(v: Tensor, any_base: Tensor, triangular: bool) -> Tensor:
     flat = v.flatten(0, -3)
     gram = torch.baddbmm(any_base, flat, flat.mT, beta=0, alpha=2)
     return gram.view(*v.shape[:-1], v.shape[-2]) if v.dim() > 3 else gram
+
+
+def block_size(num_reflectors: int) -> int:
+    """Reflectors per block, at most, without a kernel."""
+    return BLOCK_SIZE if num_reflectors > SINGLE_BLOCK_SIZE else SINGLE_BLOCK_SIZE
 
 
 def blocks(unit_reflectors: Tensor, block_size: int) -> Tensor:

@@ -22,7 +22,7 @@ SMALL = 1 << 15
 def _prepared(reflectors: Tensor, triangular: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Blocks V and T of the unit rows, and what the rows were multiplied by; differentiable."""
     unit, scale = compact_wy.unit_rows(reflectors, triangular)
-    v = compact_wy.blocks(unit, compact_wy.BLOCK_SIZE)
+    v = compact_wy.blocks(unit, compact_wy.block_size(unit.shape[-2]))
     return v, compact_wy.t_factor(v, triangular), scale
 
 

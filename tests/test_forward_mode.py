@@ -94,7 +94,7 @@ def test_finite_differences(function, oracle, shapes):
 
 
 @pytest.mark.parametrize("triangular", [False, True])
-@pytest.mark.parametrize(("n", "k"), [(5, 5), (70, 66)])
+@pytest.mark.parametrize(("n", "k"), [(5, 5), (140, 131)])
 def test_gradients_of_many_outputs_at_once(n, k, triangular):
     x, v, g = tensors((2, n), (k, n), (3, 2, n))
     for function, inputs in (

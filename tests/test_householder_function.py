@@ -77,7 +77,7 @@ def test_gradcheck_of_product(num_columns, triangular):
 
 
 def test_second_derivatives_across_blocks():
-    x, v = torch.randn(2, 70), torch.randn(67, 70)
+    x, v = torch.randn(2, 140), torch.randn(131, 140)
     for transpose, triangular in FLAGS:
         flags = {"transpose": transpose, "triangular": triangular}
 
@@ -259,16 +259,16 @@ def test_compiles_without_a_graph_break(num_vectors):
 
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
 def test_prepared_blocks_make_the_product(batch):
-    reflectors = torch.randn(*batch, 70, 80).requires_grad_()
+    reflectors = torch.randn(*batch, 140, 150).requires_grad_()
     v, t, scale = prepare(reflectors, True, 5)
     assert not any(a.requires_grad for a in (v, t, scale))
     used = reflectors.detach().triu()
     close(scale.squeeze(-1), 1 / used.norm(dim=-1))
-    close(v.flatten(-3, -2)[..., :70, :], used * scale)
-    q = torch.eye(80)
+    close(v.flatten(-3, -2)[..., :140, :], used * scale)
+    q = torch.eye(150)
     for j in range(v.shape[-3]):
         v_j = v[..., j, :, :]
-        q = q @ (torch.eye(80) - v_j.mT @ t[..., j, :, :] @ v_j)
+        q = q @ (torch.eye(150) - v_j.mT @ t[..., j, :, :] @ v_j)
     close(q, product_oracle(reflectors.detach(), triangular=True))
 
 
@@ -341,7 +341,7 @@ def factored_oracle(x, left, sigma, right, triangular=False):
 
 
 @pytest.mark.parametrize("triangular", [False, True])
-@pytest.mark.parametrize("sizes", [(5, 5, 5, 2), (4, 6, 1, 4), (6, 4, 4, 4), (80, 70, 66, 3)])
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 2), (4, 6, 1, 4), (6, 4, 4, 4), (150, 140, 131, 3)])
 def test_both_factors_at_once(sizes, triangular):
     inputs = factors(*sizes)
     assert_same_gradients(
