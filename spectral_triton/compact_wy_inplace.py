@@ -73,7 +73,7 @@ def apply_bwd(
     # E and D of all blocks in one buffer: -C, D_g, C.
     both = z.new_empty(*y.shape[:-2], m, 3 * num, b)
     d, e = both[..., num:, :], both[..., : 2 * num, :]
-    known, new_z, new_d = coefficients is not None, z, d
+    new_z, new_d = z, d
     if coefficients is not None:
         d[..., num:, :].copy_(coefficients)
         e[..., :num, :].copy_(coefficients).neg_()
@@ -86,7 +86,7 @@ def apply_bwd(
         v_j, z_j = _columns_from(v_j, first), _columns_from(z, first)
         c_j = _columns_from(new_z, first) @ v_j.mT
         _add_product(new_d_j, c_j, t_j.mT if transpose else t_j, beta=0)
-        if not known:
+        if coefficients is None:
             e_j[..., :num, :].copy_(d_j[..., num:, :]).neg_()
         _add_product(_columns_from(grad_j, first), e_j.mT, z_j)
         _add_product(z_j, d_j, v_j, alpha=-1)

@@ -158,24 +158,16 @@ class ApplyReflectors(_Flat, Function):
             elif may_launch(y):
                 grad_x, grad = householder_op.apply_bwd(y, grad_y, v, t, *way)
                 return grad_x, _reflector_gradient(grad, scale), *none
-            grad_x, grad = _apply_bwd(y, grad_y, v, t, *way, coefficients)
+            grad_x, grad = _apply_bwd(coefficients, y, grad_y, v, t, *way)
             return grad_x, _reflector_gradient(grad, scale), *none
 
 
-def _apply_bwd(
-    y: Tensor,
-    grad_y: Tensor,
-    v: Tensor,
-    t: Tensor,
-    transpose: bool,
-    triangular: bool,
-    coefficients: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _apply_bwd(coefficients: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """compact_wy's, in buffers unless derivatives are taken; a kernel hands no coefficients on."""
     if is_differentiated():
-        return compact_wy.apply_bwd(y, grad_y, v, t, transpose, triangular)
+        return compact_wy.apply_bwd(*arguments)
     known = coefficients if coefficients.numel() else None
-    return compact_wy_inplace.apply_bwd(y, grad_y, v, t, transpose, triangular, known)
+    return compact_wy_inplace.apply_bwd(*arguments, known)
 
 
 class ApplyFactors(_Flat, Function):
@@ -231,13 +223,13 @@ class ApplyFactors(_Flat, Function):
             if is_differentiated():
                 prepared = [*_prepared(left, triangular), *_prepared(right, triangular)]
             v, t, scale = prepared[:3]
-            grad, grad_left = _apply_bwd(y, grad_y, v, t, False, triangular, c_left)
+            grad, grad_left = _apply_bwd(c_left, y, grad_y, v, t, False, triangular)
             grad_left = _reflector_gradient(grad_left, scale)
             p = sigma.shape[-1]
             grad_sigma = (resized(grad, p) * resized(inner, p)).sum(-2)
             grad = _through_sigma(grad, sigma, inner, grad_inner)
             v, t, scale = prepared[3:]
-            grad, grad_right = _apply_bwd(inner, grad, v, t, True, triangular, c_right)
+            grad, grad_right = _apply_bwd(c_right, inner, grad, v, t, True, triangular)
             return grad, grad_left, grad_sigma, _reflector_gradient(grad_right, scale), *none
 
 
