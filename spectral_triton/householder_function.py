@@ -167,7 +167,7 @@ def _apply_bwd(coefficients: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     if is_differentiated():
         return compact_wy.apply_bwd(*arguments)
     known = coefficients if coefficients.numel() else None
-    return compact_wy_inplace.apply_bwd(*arguments, known)
+    return compact_wy_inplace.apply_bwd(*arguments, coefficients=known)
 
 
 class ApplyFactors(_Flat, Function):
