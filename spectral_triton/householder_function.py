@@ -162,12 +162,20 @@ class ApplyReflectors(_Flat, Function):
             return grad_x, _reflector_gradient(grad, scale), *none
 
 
-def _apply_bwd(coefficients: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _apply_bwd(
+    coefficients: Tensor,
+    y: Tensor,
+    grad_y: Tensor,
+    v: Tensor,
+    t: Tensor,
+    transpose: bool,
+    triangular: bool,
+) -> tuple[Tensor, Tensor]:
     """compact_wy's, in buffers unless derivatives are taken; a kernel hands no coefficients on."""
     if is_differentiated():
-        return compact_wy.apply_bwd(*arguments)
+        return compact_wy.apply_bwd(y, grad_y, v, t, transpose, triangular)
     known = coefficients if coefficients.numel() else None
-    return compact_wy_inplace.apply_bwd(*arguments, coefficients=known)
+    return compact_wy_inplace.apply_bwd(y, grad_y, v, t, transpose, triangular, known)
 
 
 class ApplyFactors(_Flat, Function):
