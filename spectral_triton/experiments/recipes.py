@@ -7,6 +7,7 @@ printed before anything runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from spectral_triton.experiments.deep_mlp import DeepMLPStudy
@@ -98,17 +99,23 @@ DIGITS = (
     Published("LSTM", "97.3 %", PAPER),
     Published("orthogonal RNN, 170 units", "98.5 %", "GeoTorch's example"),
 )
+# Shuffled pixels are no series to be summed up.
+SHUFFLED_START = {**TURNING, "learning_rate": 3e-3}
 SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their papers"),)
 
 
 def _digits(
-    name: str, epochs: int, batch_size: int, *, permuted: bool = False, reflectors: int = 16
+    name: str,
+    epochs: int,
+    batch_size: int,
+    *,
+    found: Mapping[str, Any] = MappingProxyType({}),
+    permuted: bool = False,
+    size: str = "",
+    **common: Any,
 ) -> Study:
     cost = {"spectral": 105, "orthogonal": 105, "rnn": 135, "irnn": 120, "lstm": 430}
     order = "pixels shuffled" if permuted else "one pixel at a time"
-    order += f", {reflectors} + {reflectors} reflectors" if reflectors != 16 else ""
-    # Shuffled pixels are no series to be summed up.
-    found = {**TURNING, "learning_rate": 3e-3} if permuted else {}
     larger = {"batch_size": 2 * batch_size}
     variants: dict[str, tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]] = {
         "spectral": (found, SUMMING, TURNING),
@@ -119,7 +126,7 @@ def _digits(
     }
     return Study(
         name=name,
-        title=f"Digits, {order}, {epochs} epochs",
+        title=", ".join(filter(None, ("Digits", order, size, f"{epochs} epochs"))),
         task="pixel-mnist",
         cases={"": Case({"permuted": permuted}, 784)},
         recipes={
@@ -133,7 +140,8 @@ def _digits(
         common={
             "evaluations": 2 * epochs,
             "batch_size": batch_size,
-            "num_reflectors": (reflectors, reflectors),
+            "num_reflectors": (16, 16),
+            **common,
         },
         steps=epochs * 55000 // batch_size,
         published=SHUFFLED if permuted else DIGITS,
@@ -194,8 +202,26 @@ STUDIES = (
     _copying(1000, 10000),
     _digits("pixel-mnist-short", 4, 100),
     _digits("pixel-mnist", 25, 50),
-    _digits("pixel-mnist-permuted", 25, 50, permuted=True),
-    _digits("pixel-mnist-permuted-64", 25, 50, permuted=True, reflectors=64),
+    _digits("pixel-mnist-permuted", 25, 50, permuted=True, found=SHUFFLED_START),
+    _digits(
+        "pixel-mnist-permuted-64",
+        25,
+        50,
+        permuted=True,
+        found=SHUFFLED_START,
+        size="64 + 64 reflectors",
+        num_reflectors=(64, 64),
+    ),
+    _digits(
+        "pixel-mnist-permuted-170",
+        25,
+        50,
+        permuted=True,
+        found={"init": "cayley", "nonlinearity": "modrelu", "learning_rate": 1e-3},
+        size="170 units, all reflectors",
+        hidden_size=170,
+        num_reflectors=None,
+    ),
     _treebank(1, {"spectral": 200, "rnn": 198, "lstm": 188}),
     _treebank(2, {"spectral": 200, "rnn": 197, "lstm": 179}),
     _archive(),
