@@ -2,16 +2,14 @@ r"""Householder products as autograd sees them: Functions with a closed-form bac
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from spectral_triton import compact_wy, compact_wy_inplace, householder_op
 from spectral_triton.backend import forced_backend, hand_on, may_launch, reflector_block_size
+from spectral_triton.flat_function import FlatFunction, in_order
 from spectral_triton.forward_mode import is_differentiated
 from spectral_triton.validation import without_autocast
 
@@ -62,64 +60,16 @@ def apply_plain(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool
 
 def _reflector_gradient(grad_rows: Tensor, scale: Tensor) -> Tensor:
     """From the gradient for unit rows (padded) to that for the rows as they were given."""
-    grad = grad_rows.narrow(-2, 0, scale.shape[-2])
+    k = scale.shape[-2]
+    grad = grad_rows if grad_rows.shape[-2] == k else grad_rows.narrow(-2, 0, k)
     return grad * scale if is_differentiated() else grad.mul_(scale)
 
 
-class _Flat:
-    """The vmap rule of all Functions: a mapped dimension joins the leading batch of matrices."""
-
-    SCALE = -3  # which argument is a scale, (k, 1) or (M, k, 1)
-
-    @classmethod
-    def vmap(cls, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        size = info.batch_size
-        is_batched = args[cls.SCALE].dim() - (in_dims[cls.SCALE] is not None) == 3
-        moved = []
-        for arg, dim in zip(args, in_dims, strict=True):
-            if isinstance(arg, Tensor):
-                arg = arg.expand(size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-                arg = arg.flatten(0, 1) if is_batched else arg
-            moved.append(arg)
-        out = cls.apply(*moved)  # type: ignore[attr-defined]
-        outs = out if isinstance(out, tuple) else (out,)
-        if is_batched:
-            outs = tuple(part.unflatten(0, (size, -1)) for part in outs)
-        return (outs, (0,) * len(outs)) if isinstance(out, tuple) else (outs[0], 0)
-
-
-class _InOrder(inspect.Signature):
-    """The signature of a function that is given all its arguments, in order.
-
-    Function.apply asks for it, and for which argument is which, at each call. To find that out
-    takes as long as several small products.
-    """
-
-    def bind(self, *args: Any, **kwargs: Any) -> Any:
-        return _Bound(args, kwargs)
-
-
-class _Bound(NamedTuple):
-    """As much of inspect.BoundArguments as Function.apply reads."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def apply_defaults(self) -> None:
-        """There are none."""
-
-
-def _with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
-    parameters = inspect.signature(function).parameters.values()
-    function.__signature__ = _InOrder(list(parameters))  # type: ignore[attr-defined]
-    return function
-
-
-class ApplyReflectors(_Flat, Function):
+class ApplyReflectors(FlatFunction):
     """(N, n) or (M, N, n) rows and (k, n) or (M, k, n) reflectors, full precision, none empty."""
 
     @staticmethod
-    @_with_signature
+    @in_order
     def forward(
         x: Tensor,
         reflectors: Tensor,
@@ -178,21 +128,23 @@ def _apply_bwd(
     return compact_wy_inplace.apply_bwd(y, grad_y, v, t, transpose, triangular, known)
 
 
-class ApplyFactors(_Flat, Function):
-    """U (σ ∘ (Vᵀ x)) of (N, n) or (M, N, n) rows, Vᵀ x and both coefficients; nothing empty.
+class ApplyFactors(FlatFunction):
+    """U (σ ∘ (Vᵀ x)) + b of (N, n) or (M, N, n) rows, Vᵀ x and both coefficients; nothing empty.
 
-    One Function, since for few reflectors what autograd does for each takes as long as a product.
+    With a bias also what it is added to, which the backward needs as exactly as it was. One
+    Function, since for few reflectors what autograd does for each takes as long as a product.
     """
 
     SCALE = -2
 
     @staticmethod
-    @_with_signature
+    @in_order
     def forward(
         x: Tensor,
         left: Tensor,
         sigma: Tensor,
         right: Tensor,
+        bias: Tensor | None,
         v_left: Tensor,
         t_left: Tensor,
         scale_left: Tensor,
@@ -205,29 +157,35 @@ class ApplyFactors(_Flat, Function):
         inner, c_right = fwd(x, v_right, t_right, True, triangular)
         middle = resized(resized(inner, sigma.shape[-1]) * sigma.unsqueeze(-2), left.shape[-1])
         y, c_left = fwd(middle, v_left, t_left, False, triangular)
-        return y, inner, c_left, c_right
+        if bias is None:
+            return y, inner, c_left, c_right
+        return y + bias.unsqueeze(-2), inner, c_left, c_right, y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, left, sigma, right, *prepared, ctx.triangular = inputs
-        ctx.mark_non_differentiable(*output[2:])
+        _, left, sigma, right, bias, *prepared, ctx.triangular = inputs
+        ctx.mark_non_differentiable(*output[2:4])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(left, sigma, right, *prepared, *output)
+        y = output[0 if bias is None else 4]
+        ctx.save_for_backward(left, sigma, right, *prepared, y, *output[1:4])
 
     @staticmethod
     def backward(
-        ctx: Any, grad_y: Tensor | None, grad_inner: Tensor | None, *_: None
+        ctx: Any, grad_y: Tensor | None, grad_inner: Tensor | None, *others: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         left, sigma, right, *prepared, y, inner, c_left, c_right = ctx.saved_tensors
         triangular = ctx.triangular
         none = (None,) * 7
         grad_y = torch.zeros_like(y) if grad_y is None else grad_y
+        grad_bias = grad_y.sum(-2) if ctx.needs_input_grad[4] else None
+        if len(others) == 3 and others[2] is not None:
+            grad_y = grad_y + others[2]
         with without_autocast(y.device.type):
             if not any(ctx.needs_input_grad[1:4]):
                 grad, _ = ApplyReflectors.apply(grad_y, left, *prepared[:3], True, triangular)
                 grad = _through_sigma(grad, sigma, inner, grad_inner)
                 grad, _ = ApplyReflectors.apply(grad, right, *prepared[3:], False, triangular)
-                return grad, None, None, None, *none
+                return grad, None, None, None, grad_bias, *none
             if is_differentiated():
                 prepared = [*_prepared(left, triangular), *_prepared(right, triangular)]
             v, t, scale = prepared[:3]
@@ -238,7 +196,8 @@ class ApplyFactors(_Flat, Function):
             grad = _through_sigma(grad, sigma, inner, grad_inner)
             v, t, scale = prepared[3:]
             grad, grad_right = _apply_bwd(c_right, inner, grad, v, t, True, triangular)
-            return grad, grad_left, grad_sigma, _reflector_gradient(grad_right, scale), *none
+            grad_right = _reflector_gradient(grad_right, scale)
+            return grad, grad_left, grad_sigma, grad_right, grad_bias, *none
 
 
 def _through_sigma(grad: Tensor, sigma: Tensor, inner: Tensor, grad_inner: Tensor | None) -> Tensor:
@@ -254,18 +213,18 @@ def resized(x: Tensor, size: int) -> Tensor:
 
 
 def apply_factors(
-    x: Tensor, left: Tensor, sigma: Tensor, right: Tensor, triangular: bool
+    x: Tensor, left: Tensor, sigma: Tensor, right: Tensor, bias: Tensor | None, triangular: bool
 ) -> Tensor:
-    """U (σ ∘ (Vᵀ x)) of what ApplyFactors takes."""
+    """U (σ ∘ (Vᵀ x)) + b of what ApplyFactors takes."""
     pair = _prepare_pair(left, right, triangular, x.shape[-2])
-    return ApplyFactors.apply(x, left, sigma, right, *pair[0], *pair[1], triangular)[0]
+    return ApplyFactors.apply(x, left, sigma, right, bias, *pair[0], *pair[1], triangular)[0]
 
 
-class HouseholderProduct(_Flat, Function):
+class HouseholderProduct(FlatFunction):
     """Q, or its first columns, of (k, n) or (M, k, n) reflectors, full precision, none empty."""
 
     @staticmethod
-    @_with_signature
+    @in_order
     def forward(
         reflectors: Tensor,
         v: Tensor,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
-from spectral_triton.validation import check_floating, full_precision
+from spectral_triton.validation import check_floating
 from spectral_triton.weight import SVDWeight
 
 
@@ -107,9 +107,7 @@ class SVDLinear(nn.Module):
         if self.bias is None:
             # A copy, since backward keeps the product: layer and nn.ReLU(inplace=True) go together.
             return self.svd(x).clone()
-        # Half precision is rounded once, after the bias.
-        wide = x.to(full_precision(x.dtype, self.bias.dtype)) if x.dtype.itemsize == 2 else x
-        return (self.svd(wide) + self.bias).to(x.dtype)
+        return self.svd(x, self.bias)
 
     @property
     def weight(self) -> Tensor:

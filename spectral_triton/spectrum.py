@@ -310,8 +310,8 @@ def _bounds_in(spectrum: Spectrum, dtype: torch.dtype) -> tuple[float, float]:
 def _kept_between(sigma: Tensor, lower: float, upper: float) -> Tensor:
     """σ, in place, moved onto a bound that rounding stepped over; its derivative stays."""
     with torch.no_grad():
-        # Not clamp_, which vmap has no rule for.
-        return sigma.clamp_min_(lower).clamp_max_(upper)
+        # clamp_ by the name that vmap has a rule for.
+        return torch.nn.functional.hardtanh_(sigma, lower, upper)
 
 
 def _round_down(value: float) -> float:

@@ -184,18 +184,20 @@ class HouseholderSVD(SVDAlgebra):
             return NotImplemented
         return self.mT.apply(x)
 
-    def apply(self, x: Tensor) -> Tensor:
-        r"""W x for every vector along the last dimension: ``torch.nn.functional.linear(x, W)``.
+    def apply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        r"""W x + b for every vector along the last dimension: ``torch.nn.functional.linear``.
 
         Args:
             x: Shape ``(..., n)``; of half precision, or of the dtype of the factors. With batched
                 factors it broadcasts as in ``torch.matmul(x, W.mT)``.
+            bias: b, shape ``(m,)``, of half precision or of the dtype of the factors.
 
         Returns:
             Shape ``(..., m)``, dtype of ``x``, rounded once from the arithmetic of the factors.
 
         Raises:
-            TypeError: if ``x`` is not real floating point, or of another full precision.
+            TypeError: if ``x`` or ``bias`` is not real floating point, or of another full
+                precision.
             ValueError: if shapes do not fit.
 
         Example:
@@ -203,18 +205,18 @@ class HouseholderSVD(SVDAlgebra):
             >>> y = factors.apply(torch.ones(5, 2))
             >>> torch.testing.assert_close(y[0], torch.tensor([1.0, 2.0]))
         """
-        check_floating("x", x)
-        m, n = self.shape[-2:]
-        if full_precision(x.dtype) != self.dtype and x.dtype.itemsize != 2:
-            raise TypeError(
-                f"x must have the dtype of the factors, {self.dtype}, or half precision, "
-                f"got {x.dtype}"
-            )
+        m, n = self.left.shape[-1], self.right.shape[-1]
+        self._check_precision("x", x)
         if x.dim() < 1 or x.shape[-1] != n:
             raise ValueError(
                 f"x must hold vectors of length {n} for a matrix of shape {tuple(self.shape)}, "
                 f"got x of shape {tuple(x.shape)}"
             )
+        if bias is not None:
+            self._check_precision("bias", bias)
+            if bias.shape != (m,):
+                raise ValueError(f"bias must have shape (m,) = ({m},), got {tuple(bias.shape)}")
+            bias = bias.to(self.dtype)
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         try:
             batch = broadcast_batch(rows.shape[:-2], self._batch)
@@ -229,15 +231,27 @@ class HouseholderSVD(SVDAlgebra):
             if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
                 y = torch.matmul(y, self.to_dense().mT)
             elif self._applies_at_once(y):
-                y = apply_factors(
-                    y.flatten(0, -2), self.left, self._signed, self.right, self.triangular
-                ).reshape(*y.shape[:-1], m)
+                flat = y if y.dim() == 2 else y.flatten(0, -2)
+                flat = apply_factors(
+                    flat, self.left, self._signed, self.right, bias, self.triangular
+                )
+                y, bias = flat if y.dim() == 2 else flat.reshape(*y.shape[:-1], m), None
             else:
                 y = apply_checked(y, self.right, True, self.triangular)
                 y = resized(y, min(m, n)) * self._signed.unsqueeze(-2)
                 y = resized(y, m)
                 y = apply_checked(y, self.left, False, self.triangular)
+            if bias is not None:
+                y = y + bias
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
+
+    def _check_precision(self, name: str, x: Tensor) -> None:
+        check_floating(name, x)
+        if x.dtype is not self.dtype and x.dtype.itemsize != 2:
+            raise TypeError(
+                f"{name} must have the dtype of the factors, {self.dtype}, or half precision, "
+                f"got {x.dtype}"
+            )
 
     def _applies_at_once(self, x: Tensor) -> bool:
         """Whether one Function computes W x: a single matrix, whose factors are both applied."""

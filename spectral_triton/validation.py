@@ -25,7 +25,8 @@ def full_precision(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype to compute in: the widest of the arguments, and float32 at least."""
     widest = torch.float32
     for dtype in dtypes:
-        widest = torch.promote_types(widest, dtype)
+        if dtype is not widest:
+            widest = torch.promote_types(widest, dtype)
     return widest
 
 
@@ -116,7 +117,9 @@ def check_factors(
     factors = matrices | vectors
     for name, factor in factors.items():
         check_floating(name, factor)
-        if full_precision(factor.dtype) != full_precision(left.dtype):
+        if factor.dtype is not left.dtype and full_precision(factor.dtype) != full_precision(
+            left.dtype
+        ):
             raise TypeError(f"{name} must have the dtype of left, {left.dtype}, got {factor.dtype}")
     for name, factor in matrices.items():
         shape = tuple(factor.shape)

@@ -147,13 +147,13 @@ class SVDWeight(nn.Module):
             self.left, self.singular_values, self.right, signs=self.signs, triangular=True
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """W x for every vector along the last dimension, (..., n) -> (..., m), dtype of x.
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W x + b for every vector along the last dimension, (..., n) -> (..., m), dtype of x.
 
         With blocks as ``torch.matmul(x, W.mT)``: (B, n) or (num_blocks, B, n) gives
         (num_blocks, B, m).
         """
-        return self.factors.apply(x)
+        return self.factors.apply(x, bias)
 
     def to_dense(self) -> Tensor:
         """W of shape ([num_blocks,] m, n), differentiable, float32 at least."""

@@ -329,34 +329,46 @@ def test_two_matrices_are_prepared_as_each_by_itself(shapes, triangular):
 
 
 def factors(m, n, k_left, k_right, *batch):
-    """x, left, σ and right, as apply_factors takes them."""
-    sizes = [(3, n), (k_left, m), (min(m, n),), (k_right, n)]
+    """x, left, σ, right and bias, as apply_factors takes them."""
+    sizes = [(3, n), (k_left, m), (min(m, n),), (k_right, n), (m,)]
     return [torch.randn(*batch, *size) for size in sizes]
 
 
-def factored_oracle(x, left, sigma, right, triangular=False):
+def at_once(x, left, sigma, right, bias=None, triangular=False):
+    return apply_factors(x, left, sigma, right, bias, triangular)
+
+
+def factored_oracle(x, left, sigma, right, bias=0, triangular=False):
     p = sigma.shape[-1]
     inner = oracle(x, right, True, triangular)[..., :p] * sigma
-    return oracle(torch.nn.functional.pad(inner, (0, left.shape[-1] - p)), left, False, triangular)
+    inner = torch.nn.functional.pad(inner, (0, left.shape[-1] - p))
+    return oracle(inner, left, False, triangular) + bias
 
 
+@pytest.mark.parametrize("num_inputs", [4, 5], ids=["no bias", "bias"])
 @pytest.mark.parametrize("triangular", [False, True])
 @pytest.mark.parametrize("sizes", [(5, 5, 5, 2), (4, 6, 1, 4), (6, 4, 4, 4), (150, 140, 131, 3)])
-def test_both_factors_at_once(sizes, triangular):
-    inputs = factors(*sizes)
+def test_both_factors_at_once(sizes, triangular, num_inputs):
     assert_same_gradients(
-        lambda *a: apply_factors(*a, triangular),
-        lambda *a: factored_oracle(*a, triangular),
-        *inputs,
+        lambda *a: at_once(*a, triangular=triangular),
+        lambda *a: factored_oracle(*a, triangular=triangular),
+        *factors(*sizes)[:num_inputs],
         atol=1e-11,
     )
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5, 2), (150, 140, 131, 3)])
+def test_a_large_bias_takes_nothing_from_the_gradient(sizes):
+    *inputs, bias = factors(*sizes)
+    with_bias = gradients(lambda *a: at_once(*a, 1e12 * bias), *inputs)
+    close(with_bias[1:], gradients(at_once, *inputs)[1:])
 
 
 def test_derivatives_of_both_factors_at_once():
     inputs = [a.requires_grad_() for a in factors(4, 5, 3, 2)]
 
     def f(*inputs):
-        return apply_factors(*inputs, True)
+        return at_once(*inputs, triangular=True)
 
     assert gradcheck(f, inputs, check_batched_grad=True)
     assert gradgradcheck(f, inputs)
@@ -365,7 +377,8 @@ def test_derivatives_of_both_factors_at_once():
     rest[1][1] = 0
     assert gradcheck(lambda x: f(x, *rest), x.clone().requires_grad_())
     assert gradgradcheck(lambda x: f(x, *rest).square(), x.clone().requires_grad_())
-    assert gradgradcheck(lambda s: f(x, rest[0], s, rest[2]).square(), rest[1].requires_grad_())
+    left, sigma, *rest = rest
+    assert gradgradcheck(lambda s: f(x, left, s, *rest).square(), sigma.requires_grad_())
 
 
 def test_transforms_of_both_factors_at_once():
@@ -374,23 +387,21 @@ def test_transforms_of_both_factors_at_once():
     def penalty(f):
         return lambda *inputs: f(*inputs).pow(3).sum()
 
-    def ours(*inputs):
-        return apply_factors(*inputs, False)
-
-    close(torch.vmap(ours)(*inputs), torch.vmap(factored_oracle)(*inputs), atol=1e-12)
-    mixed = inputs[0][0], inputs[1], inputs[2][0], inputs[3].movedim(0, 2)
-    dims = (None, 0, None, 2)
-    close(torch.vmap(ours, dims)(*mixed), torch.vmap(factored_oracle, dims)(*mixed), atol=1e-12)
-    twice = torch.vmap(torch.vmap(ours, (0, None, None, None)), (None, 0, 0, 0))
-    wanted = torch.vmap(torch.vmap(factored_oracle, (0, None, None, None)), (None, 0, 0, 0))
+    close(torch.vmap(at_once)(*inputs), torch.vmap(factored_oracle)(*inputs), atol=1e-12)
+    mixed = inputs[0][0], inputs[1], inputs[2][0], inputs[3].movedim(0, 2), inputs[4][0]
+    dims = (None, 0, None, 2, None)
+    close(torch.vmap(at_once, dims)(*mixed), torch.vmap(factored_oracle, dims)(*mixed), atol=1e-12)
+    only_x, all_but_x = (0, None, None, None, None), (None, 0, 0, 0, 0)
+    twice = torch.vmap(torch.vmap(at_once, only_x), all_but_x)
+    wanted = torch.vmap(torch.vmap(factored_oracle, only_x), all_but_x)
     close(twice(*inputs), wanted(*inputs), atol=1e-12)
     for actual, expected in zip(
-        torch.vmap(torch.func.grad(penalty(ours), (0, 1, 2, 3)))(*inputs),
-        torch.vmap(torch.func.grad(penalty(factored_oracle), (0, 1, 2, 3)))(*inputs),
+        torch.vmap(torch.func.grad(penalty(at_once), (0, 1, 2, 3, 4)))(*inputs),
+        torch.vmap(torch.func.grad(penalty(factored_oracle), (0, 1, 2, 3, 4)))(*inputs),
         strict=True,
     ):
         close(actual, expected, atol=1e-10)
-    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(at_once, backend="aot_eager", fullgraph=True)
     single = [a[0] for a in inputs]
     assert_same_gradients(compiled, factored_oracle, *single)
 

@@ -289,6 +289,42 @@ def test_half_precision_vectors_are_rounded_once(dtype, num_vectors):
     assert ((y.double() - exact).abs() <= 0.5 * ulp + 1e-5).all()
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("shape", [(30,), (3, 30), (4, 1, 1, 30), (500, 30), (0, 30)])
+def test_a_bias_is_added(shape, batch):
+    factors = make(40, 30, 30, 20, batch=batch)
+    factors.left.requires_grad_()
+    x, bias = torch.randn(shape), torch.randn(40, requires_grad=True)
+    y = factors.apply(x, bias)
+    close(y, factors.apply(x) + bias, scale=10)
+    weight = torch.randn_like(y)
+    actual = torch.autograd.grad(y, (bias, factors.left), weight)
+    close(actual[0], weight.reshape(-1, 40).sum(0), scale=10)
+    close(actual[1], torch.autograd.grad(factors.apply(x), factors.left, weight)[0], scale=10)
+
+
+def test_a_half_precision_bias_is_added_before_rounding():
+    factors = make(6, 6, 2, 2, dtype=torch.float32)
+    x, bias = torch.randn(3, 6).half(), torch.randn(6).bfloat16()
+    expected = (factors.apply(x.float()) + bias.float()).half()
+    assert torch.equal(factors.apply(x, bias), expected)
+
+
+@pytest.mark.parametrize(
+    ("bias", "error", "message"),
+    [
+        (torch.ones(5).half(), ValueError, r"bias must have shape \(m,\) = \(6,\), got \(5,\)"),
+        (torch.ones(1, 6).half(), ValueError, r"bias must have shape"),
+        (torch.ones(6, dtype=torch.int64), TypeError, "bias must be a real floating"),
+        (torch.ones(6, dtype=torch.float32), TypeError, "bias must have the dtype of the factors"),
+        ([0.0] * 6, TypeError, "bias must be a torch.Tensor"),
+    ],
+)
+def test_a_bias_that_does_not_fit(bias, error, message):
+    with pytest.raises(error, match=message):
+        make(6, 4, 2, 2).apply(torch.ones(4), bias)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_factors_are_computed_in_float32(dtype):
     made = make(6, 5, 4, 3)
