@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -19,6 +20,7 @@ from spectral_triton.experiments.investigation import (
 )
 from spectral_triton.experiments.markdown import spread, table
 from spectral_triton.experiments.mnist import CLASSES, read_digits
+from spectral_triton.experiments.optimizer import descend
 from spectral_triton.experiments.task import generator_for, shuffled_indices
 
 if TYPE_CHECKING:
@@ -119,12 +121,9 @@ def train(
     for step in range(steps):
         chosen = shuffled_indices(len(labels), BATCH, step, generator_seed).to(device)
         loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        if not nn.utils.clip_grad_norm_(model.parameters(), CLIP).isfinite():
+        if not math.isfinite(descend(model, optimizer, loss, CLIP)):
             stopped = step + 1
             break
-        optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
         surroundings.report.advance(step + 1, losses[-1])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.optim import AdamW
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
 from spectral_triton.experiments.settings import Settings
 from spectral_triton.parameter_groups import parameter_groups
@@ -26,3 +29,17 @@ def set_rates(optimizer: AdamW, factor: float) -> None:
     """Sets each group's learning rate to ``factor`` times its own base."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_rate"] * factor
+
+
+def descend(model: nn.Module, optimizer: Optimizer, loss: Tensor, clip: float) -> float:
+    """A step down the gradient, clipped to a norm unless ``clip`` is 0; none if it is not finite.
+
+    Returns:
+        The norm of the gradient before it was clipped.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf))
+    if math.isfinite(norm):
+        optimizer.step()
+    return norm

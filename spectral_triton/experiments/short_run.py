@@ -11,7 +11,7 @@ import torch
 from spectral_triton.experiments.denormals import flushed_denormals
 from spectral_triton.experiments.errors import TrainingStopped
 from spectral_triton.experiments.model import SequenceModel, build_model
-from spectral_triton.experiments.optimizer import build_optimizer, set_rates
+from spectral_triton.experiments.optimizer import build_optimizer, descend, set_rates
 from spectral_triton.experiments.task import Tally
 
 if TYPE_CHECKING:
@@ -54,14 +54,9 @@ def short_run(
         set_rates(optimizer, settings.rate_factor(step, total))
         outputs, _ = model(batch.inputs)
         loss = task.loss(outputs, batch.targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        clip = settings.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
-        value = float(loss.detach())
+        norm, value = descend(model, optimizer, loss, settings.clip), float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingStopped(f"loss {value}, norm of the gradient {norm} at step {step + 1}")
-        optimizer.step()
         report.advance(step + 1, value)
     return model
 

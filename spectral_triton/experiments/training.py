@@ -23,7 +23,7 @@ from spectral_triton.experiments.model import (
     detach_state,
     lipschitz_bound,
 )
-from spectral_triton.experiments.optimizer import build_optimizer, set_rates
+from spectral_triton.experiments.optimizer import build_optimizer, descend, set_rates
 from spectral_triton.experiments.processes import Processes
 from spectral_triton.experiments.run_folder import RunFolder
 from spectral_triton.experiments.task import Batch, Metric, Tally, Task
@@ -139,15 +139,9 @@ class Training:
         tally = self.processes.total(tally, weight)
         value = float(loss.detach()) if self.processes.size == 1 else tally.loss / tally.count
         self._require_finite("loss", value)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss if weight == 1 else weight * loss).backward()
-        self.gradient_norm = float(
-            torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.settings.clip or float("inf")
-            )
-        )
+        loss = loss if weight == 1 else weight * loss
+        self.gradient_norm = descend(self.model, self.optimizer, loss, self.settings.clip)
         self._require_finite("norm of the gradient", self.gradient_norm)
-        self.optimizer.step()
         self.tally.add(tally)
         self.step += 1
         return value

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from spectral_triton import SVDLinear
-from spectral_triton.experiments.optimizer import build_optimizer, set_rates
+from spectral_triton.experiments.optimizer import build_optimizer, descend, set_rates
 from spectral_triton.experiments.settings import Settings
 
 
@@ -37,3 +37,19 @@ def test_every_trained_parameter_once_and_no_empty_group():
     (group,) = build_optimizer(model, Settings(steps=1)).param_groups
     expected = [model[0].weight, model[0].bias, model[1].weight]
     assert [id(p) for p in group["params"]] == [id(p) for p in expected]
+
+
+def test_a_step_is_clipped_and_left_out_where_the_gradient_is_not_finite():
+    model = nn.Linear(2, 1, bias=False)
+    start = model.weight.detach().clone()
+    optimizer = build_optimizer(model, Settings(steps=1, learning_rate=0.1))
+    model.weight.grad = torch.full_like(model.weight, 1e9)  # Of a step before, to be forgotten.
+    norm = descend(model, optimizer, model(torch.tensor([[3.0, 4.0]])).sum(), clip=1.0)
+    assert norm == 5.0
+    torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.8]]))
+    torch.testing.assert_close(model.weight.detach(), start - 0.1)
+    descend(model, optimizer, model(torch.tensor([[3.0, 4.0]])).sum(), clip=0)
+    assert model.weight.grad.tolist() == [[3.0, 4.0]]
+    moved = model.weight.detach().clone()
+    assert descend(model, optimizer, float("inf") * model.weight.sum(), clip=1.0) == float("inf")
+    assert torch.equal(model.weight, moved)
