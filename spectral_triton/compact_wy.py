@@ -99,11 +99,11 @@ def t_factor(v: Tensor, triangular: bool = False) -> Tensor:
 
 
 def _double_gram(v: Tensor, any_base: Tensor, triangular: bool) -> Tensor:
-    """2 V Vᵀ; the later half of the blocks of a trapezoid starts with columns of zeros."""
+    """2 V Vᵀ; of a trapezoid two blocks at a time, without the columns of zeros before both."""
     if triangular and v.dim() > 2 and v.shape[-3] > 3:
-        half, b = v.shape[-3] // 2, v.shape[-2]
-        parts = v[..., :half, :, :], v[..., half:, :, half * b :]
-        return torch.cat([_double_gram(part, any_base, False) for part in parts], -3)
+        b = v.shape[-2]
+        pairs = [v[..., j : j + 2, :, j * b :] for j in range(0, v.shape[-3], 2)]
+        return torch.cat([_double_gram(pair, any_base, False) for pair in pairs], -3)
     if v.dim() == 2:
         return torch.addmm(any_base, v, v.mT, beta=0, alpha=2)
     flat = v.flatten(0, -3)
