@@ -5,8 +5,8 @@ import torch
 
 from spectral_triton import compact_wy, compact_wy_inplace, reference
 
-# k, n, block size: one block, several, the last one filled up or cut off, four as halves.
-SIZES = [(1, 1, 64), (2, 3, 64), (5, 5, 2), (6, 9, 3), (65, 65, 64), (65, 70, 64), (256, 256, 64)]
+# k, n, block size: one block, several, the last one filled up or cut off, four and five in pairs.
+SIZES = [(1, 1, 64), (2, 3, 64), (5, 5, 2), (6, 9, 3), (9, 9, 2), (65, 70, 64), (256, 256, 64)]
 
 
 def close(actual, expected):
