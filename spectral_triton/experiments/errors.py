@@ -18,7 +18,14 @@ class DataError(ExperimentError):
 
 
 class TrainingStopped(ExperimentError):
-    """A loss or gradient that is no longer a finite number."""
+    """A loss or gradient that is no longer a finite number.
+
+    ``reason`` says what happened, for whoever reads the results; ``advice`` what to do here.
+    """
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(f"{reason}. {advice}" if advice else reason)
+        self.reason = reason
 
 
 class Interrupted(ExperimentError):

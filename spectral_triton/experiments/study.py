@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from spectral_triton.experiments.config import RunConfig, make_config
-from spectral_triton.experiments.errors import DataError, ExperimentError, Interrupted, UsageError
+from spectral_triton.experiments.errors import (
+    DataError,
+    ExperimentError,
+    Interrupted,
+    TrainingStopped,
+    UsageError,
+)
 from spectral_triton.experiments.progress import ProgressReport
 from spectral_triton.experiments.provenance import provenance
 from spectral_triton.experiments.reproduction import BudgetLine, Selection
@@ -236,6 +242,9 @@ class Job:
         failure = None
         try:
             Training(self.config, task, folder, report).run()
+        except TrainingStopped as error:
+            failure = error.reason
+            raise
         except ExperimentError as error:
             failure = None if isinstance(error, Interrupted) else str(error)
             raise

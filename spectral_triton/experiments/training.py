@@ -148,10 +148,10 @@ class Training:
 
     def _require_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
+            step = f"step {self.step + 1} of {self.total}"
             raise TrainingStopped(
-                f"{self.config.label}: the {what} is {value} at step {self.step + 1} of "
-                f"{self.total}. The last good state is {self.folder.last}; try a smaller --lr or "
-                "--clip."
+                f"{self.config.label}: the {what} is {value} at {step}",
+                f"The last good state is {self.folder.last}; try a smaller --lr or --clip.",
             )
 
     def _evaluation_due(self) -> bool:

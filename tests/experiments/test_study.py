@@ -85,11 +85,11 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny_study, run, tmp_path,
         if self.config.label == "spectral-seed0":
             self.folder.open(self.config, metrics_bytes=0, step=0)
             self.folder.close()
-            raise TrainingStopped("the loss is nan")
+            raise TrainingStopped("the loss is nan", "Look into /some/folder.")
         return whole(self)
 
     monkeypatch.setattr(Training, "run", diverging)
-    assert run(tiny_study()) == ["tiny/spectral/seed-0: the loss is nan"]
+    assert run(tiny_study()) == ["tiny/spectral/seed-0: the loss is nan. Look into /some/folder."]
     assert sorted(files(tmp_path / "out", "summary.json")) == sorted(LEAVES[1:])
     record = json.loads((tmp_path / "out/spectral/seed-0" / RECORD).read_text())
     assert record["failure"] == "the loss is nan"
