@@ -112,6 +112,7 @@ def _digits(
     found: Mapping[str, Any] = MappingProxyType({}),
     permuted: bool = False,
     size: str = "",
+    cost_factor: float = 1.0,
     **common: Any,
 ) -> Study:
     cost = {"spectral": 105, "orthogonal": 105, "rnn": 135, "irnn": 120, "lstm": 430}
@@ -132,7 +133,7 @@ def _digits(
         recipes={
             model: Recipe(
                 settings,
-                cost[model],
+                cost_factor * cost[model],
                 tuple({**way, **rate} for way in (first, second) for rate in RATES),
             )
             for model, (settings, first, second) in variants.items()
@@ -219,6 +220,7 @@ STUDIES = (
         permuted=True,
         found={"init": "cayley", "nonlinearity": "modrelu", "learning_rate": 1e-3},
         size="170 units, all reflectors",
+        cost_factor=1.4,
         hidden_size=170,
         num_reflectors=None,
     ),
