@@ -171,15 +171,20 @@ class ApplyFactors(FlatFunction):
 
     @staticmethod
     def backward(
-        ctx: Any, grad_y: Tensor | None, grad_inner: Tensor | None, *others: Tensor | None
+        ctx: Any,
+        grad_y: Tensor | None,
+        grad_inner: Tensor | None,
+        _left: None,
+        _right: None,
+        grad_without_bias: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         left, sigma, right, *prepared, y, inner, c_left, c_right = ctx.saved_tensors
         triangular = ctx.triangular
         none = (None,) * 7
         grad_y = torch.zeros_like(y) if grad_y is None else grad_y
         grad_bias = grad_y.sum(-2) if ctx.needs_input_grad[4] else None
-        if len(others) == 3 and others[2] is not None:
-            grad_y = grad_y + others[2]
+        if grad_without_bias is not None:
+            grad_y = grad_y + grad_without_bias
         with without_autocast(y.device.type):
             if not any(ctx.needs_input_grad[1:4]):
                 grad, _ = ApplyReflectors.apply(grad_y, left, *prepared[:3], True, triangular)

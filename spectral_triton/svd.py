@@ -216,7 +216,7 @@ class HouseholderSVD(SVDAlgebra):
             self._check_precision("bias", bias)
             if bias.shape != (m,):
                 raise ValueError(f"bias must have shape (m,) = ({m},), got {tuple(bias.shape)}")
-            bias = bias.to(self.dtype)
+            bias = gathered(bias).to(self.dtype)
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         try:
             batch = broadcast_batch(rows.shape[:-2], self._batch)
@@ -231,11 +231,12 @@ class HouseholderSVD(SVDAlgebra):
             if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
                 y = torch.matmul(y, self.to_dense().mT)
             elif self._applies_at_once(y):
-                flat = y if y.dim() == 2 else y.flatten(0, -2)
-                flat = apply_factors(
-                    flat, self.left, self._signed, self.right, bias, self.triangular
-                )
-                y, bias = flat if y.dim() == 2 else flat.reshape(*y.shape[:-1], m), None
+                factors = self.left, self._signed, self.right
+                batch = y.shape[:-1]
+                y = y if len(batch) == 1 else y.flatten(0, -2)
+                y = apply_factors(y, *factors, bias, self.triangular)
+                y = y if len(batch) == 1 else y.reshape(*batch, m)
+                bias = None
             else:
                 y = apply_checked(y, self.right, True, self.triangular)
                 y = resized(y, min(m, n)) * self._signed.unsqueeze(-2)
