@@ -150,20 +150,32 @@ def _digits(
     )
 
 
-def _treebank(layers: int, sizes: Mapping[str, int]) -> Study:
+ONE_LAYER = {"spectral": 200, "rnn": 198, "lstm": 188}
+
+
+def _treebank(
+    name: str,
+    layers: int,
+    sizes: Mapping[str, int],
+    *,
+    epochs: int = 1,
+    search_steps: int = 100,
+    **common: Any,
+) -> Study:
     cost = {"spectral": 6000, "rnn": 6000, "lstm": 4500}
+    length = f", {epochs} epochs" if epochs > 1 else ""
     return Study(
-        name=f"ptb-{layers}",
-        title=f"Penn Treebank, {layers} layer{'s' * (layers > 1)}, equal parameters",
+        name=name,
+        title=f"Penn Treebank, {layers} layer{'s' * (layers > 1)}, equal parameters{length}",
         task="ptb",
         cases={"": Case({}, 35)},
         recipes={
             model: Recipe({"hidden_size": size, "layers": layers}, cost[model] * layers, RATES)
             for model, size in sizes.items()
         },
-        common={"evaluations": 4},
-        steps=1328,
-        search=Search(steps=100, evaluations=1),
+        common={"evaluations": 4 * epochs, **common},
+        steps=1328 * epochs,
+        search=Search(steps=search_steps, evaluations=1),
     )
 
 
@@ -224,8 +236,9 @@ STUDIES = (
         hidden_size=170,
         num_reflectors=None,
     ),
-    _treebank(1, {"spectral": 200, "rnn": 198, "lstm": 188}),
-    _treebank(2, {"spectral": 200, "rnn": 197, "lstm": 179}),
+    _treebank("ptb-1", 1, ONE_LAYER),
+    _treebank("ptb-1-long", 1, ONE_LAYER, epochs=4, search_steps=664, dropout=0.3),
+    _treebank("ptb-2", 2, {"spectral": 200, "rnn": 197, "lstm": 179}),
     _archive(),
 )
 
