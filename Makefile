@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help train test lint types package docs format bench bench-quick bench-compare clean
+.PHONY: help train test test-oldest lint types package docs format bench bench-quick bench-compare clean
 
 help:
 	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
 	@echo "make test         run the tests"
+	@echo "make test-oldest  run them with the oldest PyTorch and Triton that are supported (a download of gigabytes)"
 	@echo "make lint         check style"
 	@echo "make types        check the types of the installed package"
 	@echo "make package      build wheel and sdist in dist"
@@ -27,6 +28,12 @@ train: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet
+
+# The interpreter of Triton 3.6 fails with NumPy 2.4.
+test-oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install --quiet --editable '.[test,experiments]' 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4'
+	OMP_NUM_THREADS=1 build/oldest/bin/pytest --quiet
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -45,9 +45,9 @@ def haar_(reflectors: Tensor, *, generator: Generator | None = None) -> Tensor:
     """
     _check("reflectors", reflectors)
     x = _normal(reflectors.shape, reflectors, generator).triu()
-    norm = torch.linalg.vector_norm(x, dim=-1)
     head = x.diagonal(dim1=-2, dim2=-1)
     tail = x.triu(1).square().sum(-1)
+    norm = (head.square() + tail).sqrt()
     # x_i - |x| without cancellation where x_i > 0.
     new_head = torch.where(head > 0, -tail / (head + norm), head - norm)
     x.diagonal(dim1=-2, dim2=-1).copy_(new_head)

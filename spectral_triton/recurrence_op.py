@@ -171,14 +171,13 @@ class Recurrence(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, _, _, _ = inputs
         y, _, kept = output
         ctx.options, ctx.forced = inputs[-3:], forced_backend()
         ctx.mark_non_differentiable(kept)
         ctx.set_materialize_grads(False)
-        if inputs[1] is None:
-            tensors[0] = None  # Of the same shape as y, which is all that is asked of it.
-        ctx.save_for_backward(y, kept, *tensors)
+        # An x that nothing multiplies has the shape of y, which is all that is asked of it.
+        x = None if inputs[1] is None else inputs[0]
+        ctx.save_for_backward(y, kept, x, *inputs[1:-3])
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: None) -> Any:

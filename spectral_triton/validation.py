@@ -32,7 +32,9 @@ def full_precision(*dtypes: torch.dtype) -> torch.dtype:
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keeps autocast from lowering the precision of the factors' arithmetic."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # Asked first, since PyTorch 2.11 cannot trace the other question.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    if known and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
