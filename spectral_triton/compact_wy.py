@@ -38,9 +38,8 @@ from torch import Tensor
 from spectral_triton.forward_mode import is_differentiated
 
 # Reflectors per block on the CPU, at most. Of 32 to 128 the fastest forward and backward together,
-# or as fast, for n = 64 to 1024: more blocks are more calls, larger ones more arithmetic. Alone a
-# larger one is faster still.
-BLOCK_SIZE, SINGLE_BLOCK_SIZE = 64, 128
+# or as fast, for n = 64 to 1024: more blocks are more calls, larger ones more arithmetic.
+BLOCK_SIZE = 64
 
 
 def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Tensor]:
@@ -89,8 +88,8 @@ def _has_squares(rows: Tensor, length: Tensor) -> bool:
 
 def t_factor(v: Tensor, triangular: bool = False) -> Tensor:
     """T (..., b, b) of unit rows V (..., b, n), the blocks of a trapezoid if triangular."""
+    gram = double_gram(v, triangular)
     twice = 2 * torch.eye(v.shape[-2], dtype=v.dtype, device=v.device)
-    gram = _double_gram(v, twice, triangular)
     # T S = I doubled: the solver takes ones on the diagonal and does not read below it. From the
     # right it is a third faster than from the left.
     return torch.linalg.solve_triangular(
@@ -98,22 +97,27 @@ def t_factor(v: Tensor, triangular: bool = False) -> Tensor:
     )
 
 
-def _double_gram(v: Tensor, any_base: Tensor, triangular: bool) -> Tensor:
+def double_gram(v: Tensor, triangular: bool = False) -> Tensor:
     """2 V Vᵀ; of a trapezoid two blocks at a time, without the columns of zeros before both."""
     if triangular and v.dim() > 2 and v.shape[-3] > 3:
         b = v.shape[-2]
         pairs = [v[..., j : j + 2, :, j * b :] for j in range(0, v.shape[-3], 2)]
-        return torch.cat([_double_gram(pair, any_base, False) for pair in pairs], -3)
-    if v.dim() == 2:
-        return torch.addmm(any_base, v, v.mT, beta=0, alpha=2)
-    flat = v.flatten(0, -3)
-    gram = torch.baddbmm(any_base, flat, flat.mT, beta=0, alpha=2)
+        return torch.cat([double_gram(pair) for pair in pairs], -3)
+    flat = v.flatten(0, -3) if v.dim() > 3 else v
+    # Zero, although it is multiplied by zero: inside vmap that would keep a NaN.
+    gram = plus_product(v.new_zeros(()), flat, flat.mT, beta=0, alpha=2)
     return gram.view(*v.shape[:-1], v.shape[-2]) if v.dim() > 3 else gram
 
 
-def block_size(num_reflectors: int) -> int:
-    """Reflectors per block, at most, without a kernel."""
-    return BLOCK_SIZE if num_reflectors > SINGLE_BLOCK_SIZE else SINGLE_BLOCK_SIZE
+def plus_product(base: Tensor, a: Tensor, b: Tensor, beta: int = 1, alpha: int = 1) -> Tensor:
+    """beta base + alpha a b in one call."""
+    # alpha is an int: dynamic compilation lifts a float default to an input, which fails here.
+    return (torch.addmm if a.dim() == 2 else torch.baddbmm)(base, a, b, beta=beta, alpha=alpha)
+
+
+def add_product(base: Tensor, a: Tensor, b: Tensor, beta: int = 1, alpha: int = 1) -> Tensor:
+    """The same in the memory of base."""
+    return (base.addmm_ if base.dim() == 2 else base.baddbmm_)(a, b, beta=beta, alpha=alpha)
 
 
 def blocks(unit_reflectors: Tensor, block_size: int) -> Tensor:

@@ -11,16 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def _add_product(base: Tensor, a: Tensor, b: Tensor, beta: int = 1, alpha: int = 1) -> Tensor:
-    """beta base + alpha a b, in place."""
-    # alpha is an int: dynamic compilation lifts a float default to an input, which fails here.
-    return (base.addmm_ if base.dim() == 2 else base.baddbmm_)(a, b, beta=beta, alpha=alpha)
-
-
-def _plus_product(base: Tensor, a: Tensor, b: Tensor, alpha: int = 1) -> Tensor:
-    """base + alpha a b in one call."""
-    return (torch.addmm if a.dim() == 2 else torch.baddbmm)(base, a, b, alpha=alpha)
+from spectral_triton.compact_wy import add_product, plus_product
 
 
 def _columns_from(z: Tensor, first: int) -> Tensor:
@@ -33,10 +24,6 @@ def apply_fwd(
 ) -> tuple[Tensor, Tensor]:
     """x Qᵀ (x Q if transpose) for rows x (..., N, n), and the coefficients C (..., m, N, b)."""
     m, b = v.shape[-3:-1]
-    if m == 1:
-        v, t = v.squeeze(-3), t.squeeze(-3)
-        coefficients = (x @ v.mT) @ (t if transpose else t.mT)
-        return _plus_product(x, coefficients, v, alpha=-1), coefficients.unsqueeze(-3)
     x = x.clone(memory_format=torch.contiguous_format)
     coefficients = x.new_empty(*x.shape[:-2], m, x.shape[-2], b)
     v_blocks, t_blocks = v.unbind(-3), t.unbind(-3)
@@ -45,8 +32,8 @@ def apply_fwd(
         v_j, t_j, x_j = _columns_from(v_blocks[j], first), t_blocks[j], _columns_from(x, first)
         # Not one of unbind's views, which torch.export must not write to.
         c_j = coefficients.select(-3, j)
-        _add_product(c_j, x_j @ v_j.mT, t_j if transpose else t_j.mT, beta=0)
-        _add_product(x_j, c_j, v_j, alpha=-1)
+        add_product(c_j, x_j @ v_j.mT, t_j if transpose else t_j.mT, beta=0)
+        add_product(x_j, c_j, v_j, alpha=-1)
     return x, coefficients
 
 
@@ -65,9 +52,6 @@ def apply_bwd(
     gradient are Eᵀ Z and stril(Dᵀ E) V. Without the coefficients of the forward pass C is computed.
     """
     m, b = v.shape[-3:-1]
-    if m == 1:
-        c = None if coefficients is None else coefficients.squeeze(-3)
-        return _single_block_bwd(y, grad_y, v.squeeze(-3), t.squeeze(-3), transpose, triangular, c)
     num = y.shape[-2]
     z = torch.cat((grad_y, -y), -2)
     # E and D of all blocks in one buffer: -C, D_g, C.
@@ -85,44 +69,20 @@ def apply_bwd(
         first = j * b if triangular else 0
         v_j, z_j = _columns_from(v_j, first), _columns_from(z, first)
         c_j = _columns_from(new_z, first) @ v_j.mT
-        _add_product(new_d_j, c_j, t_j.mT if transpose else t_j, beta=0)
+        add_product(new_d_j, c_j, t_j.mT if transpose else t_j, beta=0)
         if coefficients is None:
             e_j[..., :num, :].copy_(d_j[..., num:, :]).neg_()
-        _add_product(_columns_from(grad_j, first), e_j.mT, z_j)
-        _add_product(z_j, d_j, v_j, alpha=-1)
+        add_product(_columns_from(grad_j, first), e_j.mT, z_j)
+        add_product(z_j, d_j, v_j, alpha=-1)
     r = d.mT @ e
     _add_block_products(grad_v, r.triu_(1) if transpose else r.tril_(-1), v)
     return z[..., :num, :], _rows(grad_v, triangular)
-
-
-def _single_block_bwd(
-    y: Tensor,
-    grad_y: Tensor,
-    v: Tensor,
-    t: Tensor,
-    transpose: bool,
-    triangular: bool,
-    c: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """apply_bwd for one block: nothing needs x, so it is not recovered."""
-    t = t.mT if transpose else t
-    c = (y @ v.mT) @ t.neg() if c is None else c
-    d_g = (grad_y @ v.mT) @ t
-    r = c.mT @ d_g
-    r = r - r.mT
-    grad = (r.triu_(1) if transpose else r.tril_(-1)) @ v
-    grad = _add_product(grad, c.mT, grad_y, alpha=-1)
-    grad = _add_product(grad, d_g.mT, y, alpha=-1)
-    return _plus_product(grad_y, d_g, v, alpha=-1), grad.triu_() if triangular else grad
 
 
 def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Tensor:
     """The first columns of Q, (..., n, num_columns), built in place."""
     m, b, n = v.shape[-3:]
     q = torch.eye(n, num_columns, dtype=v.dtype, device=v.device)
-    if m == 1:
-        v, t = v.squeeze(-3), t.squeeze(-3)
-        return _plus_product(q, v.mT, t @ v[..., :num_columns], alpha=-1)
     q = q.expand(*v.shape[:-3], n, num_columns).contiguous()
     v_blocks, t_blocks = v.unbind(-3), t.unbind(-3)
     for j in reversed(range(m)):
@@ -132,7 +92,7 @@ def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Ten
         part = q[..., first:, start:]
         # Before the first product this part is the identity.
         inner = v_j @ part if j < m - 1 else v_j[..., : num_columns - start]
-        _add_product(part, v_j.mT, t_blocks[j] @ inner, alpha=-1)
+        add_product(part, v_j.mT, t_blocks[j] @ inner, alpha=-1)
     return q
 
 
@@ -141,26 +101,20 @@ def product_bwd(q: Tensor, grad_q: Tensor, v: Tensor, t: Tensor, triangular: boo
     m, b = v.shape[-3:-1]
     k = q @ grad_q.mT
     k = k - k.mT
-    if m == 1:
-        v, t = v.squeeze(-3), t.squeeze(-3)
-        w = t.mT @ (v @ k)
-        e = w @ v.mT @ t
-        grad = _add_product(w, e.tril_(-1), v, alpha=-1)
-        return grad.triu_() if triangular else grad
     grad_v, e = k.new_zeros(v.shape), k.new_empty(t.shape)
     parts = [buffer.unbind(-3) for buffer in (v, t, grad_v, e)]
     for j in range(m):
         v_j, t_j, grad_j, e_j = (part[j] for part in parts)
         first = j * b if triangular else 0
         v_j, w = _columns_from(v_j, first), _columns_from(grad_j, first)
-        _add_product(w, t_j.mT, v_j @ k, beta=0)
-        _add_product(e_j, w @ v_j.mT, t_j, beta=0)
+        add_product(w, t_j.mT, v_j @ k, beta=0)
+        add_product(e_j, w @ v_j.mT, t_j, beta=0)
         if j + 1 < m:
-            z = _plus_product(w, 0.5 * e_j, v_j, alpha=-1)
+            z = plus_product(w, 0.5 * e_j, v_j, alpha=-1)
             if triangular:
                 k, v_j, z = k[..., b:, b:], v_j[..., b:], z[..., b:]
-            _add_product(k, v_j.mT, z, alpha=-1)
-            _add_product(k, z.mT, v_j)
+            add_product(k, v_j.mT, z, alpha=-1)
+            add_product(k, z.mT, v_j)
     _add_block_products(grad_v, e.tril_(-1), v, alpha=-1)
     return _rows(grad_v, triangular)
 
@@ -169,7 +123,7 @@ def _add_block_products(base: Tensor, a: Tensor, v: Tensor, alpha: int = 1) -> N
     """base + alpha a V for all blocks, in place."""
     # view here and below: flatten and unflatten lack a rule for gradients of batches.
     base, a, v = (x.view(-1, *x.shape[-2:]) for x in (base, a, v))
-    _add_product(base, a, v, alpha=alpha)
+    add_product(base, a, v, alpha=alpha)
 
 
 def _rows(grad_v: Tensor, triangular: bool) -> Tensor:

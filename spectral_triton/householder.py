@@ -10,13 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+from spectral_triton import lapack
 from spectral_triton.forward_mode import in_forward_mode
-from spectral_triton.householder_function import (
-    ApplyReflectors,
-    HouseholderProduct,
-    apply_plain,
-    prepare,
-)
+from spectral_triton.householder_function import ApplyReflectors, HouseholderProduct, apply_plain
+from spectral_triton.prepared_reflectors import prepare
 from spectral_triton.validation import (
     broadcast_batch,
     check_floating,
@@ -56,7 +53,8 @@ def apply_reflectors(
 
     This is LAPACK's ``ormqr`` with a backward of its own: forward 4 N n k and backward 12 N n k
     operations for N vectors, all in matrix products; kept are the output and O(k (N + n)) numbers.
-    Half-precision input is computed in float32, also under autocast.
+    Half-precision input is computed in float32, also under autocast. On a CPU up to 64 vectors of
+    which no derivative is taken go to LAPACK if ``triangular``, with other rounding errors.
 
     Args:
         x: Vectors along the last dimension, shape ``(..., n)``.
@@ -96,8 +94,15 @@ def apply_reflectors(
     return apply_checked(x, reflectors, transpose, triangular)
 
 
-def apply_checked(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bool) -> Tensor:
-    """apply_reflectors for arguments known to be right."""
+def apply_checked(
+    x: Tensor,
+    reflectors: Tensor,
+    transpose: bool,
+    triangular: bool,
+    *,
+    as_in_training: bool = False,
+) -> Tensor:
+    """apply_reflectors for arguments known to be right, to the bit as in training if asked to."""
     k, n = reflectors.shape[-2:]
     batch = reflectors.shape[:-2]
     rows = x if x.dim() > 1 else x.unsqueeze(0)
@@ -127,13 +132,17 @@ def apply_checked(x: Tensor, reflectors: Tensor, transpose: bool, triangular: bo
         # Only export may ask for any number: torch.compile fixes it here, and the backward pass.
         compiling = torch.compiler.is_dynamo_compiling()
         count = rows.shape[:-1].numel() if compiling else math.prod(rows.shape[:-1])
-        prepared = prepare(reflectors, triangular, count)
+        if not as_in_training and lapack.serves(count, triangular, rows, reflectors):
+            y = lapack.apply_reflectors(rows, reflectors, transpose)
+            return y.to(x.dtype).reshape(shape)
         vectors = rows.shape[-2] if compiling else count_for_rule(rows.shape[-2])
-        if forms_product(vectors, k, n, triangular):
+        forms = forms_product(vectors, k, n, triangular)
+        prepared = prepare(reflectors, triangular, count, transpose and not forms)
+        if forms:
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
             y = torch.matmul(rows, q if transpose else q.mT)
         else:
-            y, _ = ApplyReflectors.apply(rows, reflectors, *prepared, transpose, triangular)
+            y = ApplyReflectors.apply(rows, reflectors, *prepared, transpose, triangular)[0]
         return y.to(x.dtype).reshape(shape)
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from spectral_triton import lapack
 from spectral_triton.backend import may_launch
 from spectral_triton.factorization import factor_dense
 from spectral_triton.forward_mode import in_forward_mode
 from spectral_triton.householder import (
     apply_checked,
-    apply_reflectors,
     count_for_rule,
     forms_product,
     householder_product,
 )
 from spectral_triton.householder_function import apply_factors, resized
+from spectral_triton.prepared_reflectors import SMALL
 from spectral_triton.sharding import gathered
 from spectral_triton.svd_algebra import SVDAlgebra
 from spectral_triton.validation import (
@@ -228,10 +230,11 @@ class HouseholderSVD(SVDAlgebra):
         num_vectors = rows.shape[-2] * math.prod(batch) / max(math.prod(self._batch), 1)
         with without_autocast(x.device.type):
             y = rows.to(self.dtype)
-            if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
+            factors = self.left, self._signed, self.right
+            way = self._way(y, num_vectors)
+            if way == "dense":
                 y = torch.matmul(y, self.to_dense().mT)
-            elif self._applies_at_once(y):
-                factors = self.left, self._signed, self.right
+            elif way == "at once":
                 batch = y.shape[:-1]
                 y = y if len(batch) == 1 else y.flatten(0, -2)
                 y = apply_factors(y, *factors, bias, self.triangular)
@@ -239,7 +242,7 @@ class HouseholderSVD(SVDAlgebra):
                 bias = None
             else:
                 y = apply_checked(y, self.right, True, self.triangular)
-                y = resized(y, min(m, n)) * self._signed.unsqueeze(-2)
+                y = resized(y, min(m, n)) * factors[1].unsqueeze(-2)
                 y = resized(y, m)
                 y = apply_checked(y, self.left, False, self.triangular)
             if bias is not None:
@@ -253,6 +256,17 @@ class HouseholderSVD(SVDAlgebra):
                 f"{name} must have the dtype of the factors, {self.dtype}, or half precision, "
                 f"got {x.dtype}"
             )
+
+    def _way(self, x: Tensor, num_vectors: float) -> Literal["dense", "at once", "in turn"]:
+        """How W x is computed: by W, by both factors in one Function, or by one after the other."""
+        # Small factors take longer in two calls of LAPACK than at once.
+        large = max(self.left.numel(), self.right.numel()) > SMALL
+        tensors = x, self.left, self.singular_values, self.right
+        if large and lapack.serves(math.prod(x.shape[:-1]), self.triangular, *tensors):
+            return "in turn"
+        if forms_dense(count_for_rule(num_vectors), *self.shape[-2:], *self.num_reflectors):
+            return "dense"
+        return "at once" if self._applies_at_once(x) else "in turn"
 
     def _applies_at_once(self, x: Tensor) -> bool:
         """Whether one Function computes W x: a single matrix, whose factors are both applied."""
@@ -271,7 +285,8 @@ class HouseholderSVD(SVDAlgebra):
             return self.mT.to_dense().mT
         u = householder_product(self.left, triangular=self.triangular)
         rows = resized(u * self._signed.unsqueeze(-2), n)
-        return apply_reflectors(rows, self.right, triangular=self.triangular)
+        # A weight is to the bit the same with and without gradients.
+        return apply_checked(rows, self.right, False, self.triangular, as_in_training=True)
 
     @property
     def _signed(self) -> Tensor:

@@ -94,11 +94,6 @@ def test_blocks_are_of_equal_size_and_filled_with_zeros(k, size, m, b):
     assert (v.flatten(1, 2)[:, k:] == 0).all()
 
 
-@pytest.mark.parametrize(("k", "m", "b"), [(1, 1, 1), (128, 1, 128), (129, 3, 43), (512, 8, 64)])
-def test_one_block_may_be_larger_than_several(k, m, b):
-    assert compact_wy.blocks(torch.randn(k, k), compact_wy.block_size(k)).shape == (m, b, k)
-
-
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])
 @pytest.mark.parametrize("triangular", [False, True])
 @pytest.mark.parametrize("transpose", [False, True])
