@@ -79,51 +79,57 @@ def apply_bwd(
     return z[..., :num, :], _rows(grad_v, triangular)
 
 
-def product_fwd(v: Tensor, t: Tensor, num_columns: int, triangular: bool) -> Tensor:
-    """The first columns of Q, (..., n, num_columns), built in place."""
+def product_fwd(v: Tensor, h: Tensor, num_columns: int, triangular: bool) -> Tensor:
+    """The first columns of Q, (..., n, num_columns), built in place, for H = TᵀV/2 of all blocks.
+
+    See Note [WY form of one block].
+    """
     m, b, n = v.shape[-3:]
     q = torch.eye(n, num_columns, dtype=v.dtype, device=v.device)
     q = q.expand(*v.shape[:-3], n, num_columns).contiguous()
-    v_blocks, t_blocks = v.unbind(-3), t.unbind(-3)
+    v_blocks, h_blocks = v.unbind(-3), h.unbind(-3)
     for j in reversed(range(m)):
         first = j * b if triangular else 0
-        v_j = _columns_from(v_blocks[j], first)
+        v_j, h_j = _columns_from(v_blocks[j], first), _columns_from(h_blocks[j], first)
         start = min(first, num_columns)
         part = q[..., first:, start:]
         # Before the first product this part is the identity.
         inner = v_j @ part if j < m - 1 else v_j[..., : num_columns - start]
-        add_product(part, v_j.mT, t_blocks[j] @ inner, alpha=-1)
+        add_product(part, h_j.mT, inner, alpha=-2)
     return q
 
 
-def product_bwd(q: Tensor, grad_q: Tensor, v: Tensor, t: Tensor, triangular: bool) -> Tensor:
-    """Gradient of product_fwd for the rows of V; see Note [Backward of the product]."""
+def product_bwd(q: Tensor, grad_q: Tensor, v: Tensor, h: Tensor, triangular: bool) -> Tensor:
+    """Gradient of product_fwd for the rows of V; see Note [Backward of the product].
+
+    W, E and Z of that note are twice, four times and twice what is computed here.
+    """
     m, b = v.shape[-3:-1]
     k = q @ grad_q.mT
     k = k - k.mT
-    grad_v, e = k.new_zeros(v.shape), k.new_empty(t.shape)
-    parts = [buffer.unbind(-3) for buffer in (v, t, grad_v, e)]
+    grad_v, e = k.new_zeros(v.shape), k.new_empty(*v.shape[:-1], b)
+    parts = [buffer.unbind(-3) for buffer in (v, h, grad_v, e)]
     for j in range(m):
-        v_j, t_j, grad_j, e_j = (part[j] for part in parts)
+        v_j, h_j, grad_j, e_j = (part[j] for part in parts)
         first = j * b if triangular else 0
-        v_j, w = _columns_from(v_j, first), _columns_from(grad_j, first)
-        add_product(w, t_j.mT, v_j @ k, beta=0)
-        add_product(e_j, w @ v_j.mT, t_j, beta=0)
+        v_j, h_j, w = (_columns_from(part, first) for part in (v_j, h_j, grad_j))
+        add_product(w, h_j, k, beta=0)
+        add_product(e_j, w, h_j.mT, beta=0)
         if j + 1 < m:
-            z = plus_product(w, 0.5 * e_j, v_j, alpha=-1)
+            z = plus_product(w, e_j, v_j, alpha=-1)
             if triangular:
                 k, v_j, z = k[..., b:, b:], v_j[..., b:], z[..., b:]
-            add_product(k, v_j.mT, z, alpha=-1)
-            add_product(k, z.mT, v_j)
-    _add_block_products(grad_v, e.tril_(-1), v, alpha=-1)
+            add_product(k, v_j.mT, z, alpha=-2)
+            add_product(k, z.mT, v_j, alpha=2)
+    _add_block_products(grad_v, e.tril_(-1), v, beta=2, alpha=-4)
     return _rows(grad_v, triangular)
 
 
-def _add_block_products(base: Tensor, a: Tensor, v: Tensor, alpha: int = 1) -> None:
-    """base + alpha a V for all blocks, in place."""
+def _add_block_products(base: Tensor, a: Tensor, v: Tensor, beta: int = 1, alpha: int = 1) -> None:
+    """beta base + alpha a V for all blocks, in place."""
     # view here and below: flatten and unflatten lack a rule for gradients of batches.
     base, a, v = (x.view(-1, *x.shape[-2:]) for x in (base, a, v))
-    add_product(base, a, v, alpha=alpha)
+    add_product(base, a, v, beta=beta, alpha=alpha)
 
 
 def _rows(grad_v: Tensor, triangular: bool) -> Tensor:

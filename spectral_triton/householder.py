@@ -13,7 +13,7 @@ from torch import Tensor
 from spectral_triton import lapack
 from spectral_triton.forward_mode import in_forward_mode
 from spectral_triton.householder_function import ApplyReflectors, HouseholderProduct, apply_plain
-from spectral_triton.prepared_reflectors import prepare
+from spectral_triton.prepared_reflectors import prepare, prepare_product
 from spectral_triton.validation import (
     broadcast_batch,
     check_floating,
@@ -136,12 +136,12 @@ def apply_checked(
             y = lapack.apply_reflectors(rows, reflectors, transpose)
             return y.to(x.dtype).reshape(shape)
         vectors = rows.shape[-2] if compiling else count_for_rule(rows.shape[-2])
-        forms = forms_product(vectors, k, n, triangular)
-        prepared = prepare(reflectors, triangular, count, transpose and not forms)
-        if forms:
+        if forms_product(vectors, k, n, triangular):
+            prepared = prepare_product(reflectors, triangular)
             q = HouseholderProduct.apply(reflectors, *prepared, n, triangular)
             y = torch.matmul(rows, q if transpose else q.mT)
         else:
+            prepared = prepare(reflectors, triangular, count, transpose)
             y = ApplyReflectors.apply(rows, reflectors, *prepared, transpose, triangular)[0]
         return y.to(x.dtype).reshape(shape)
 
@@ -194,7 +194,7 @@ def householder_product(
             rows = torch.eye(columns, n, dtype=v.dtype, device=v.device)
             q = apply_plain(rows.expand(*v.shape[:-2], columns, n), v, False, triangular).mT
             return q.to(reflectors.dtype).reshape(*batch, n, columns)
-        q = HouseholderProduct.apply(v, *prepare(v, triangular, n), columns, triangular)
+        q = HouseholderProduct.apply(v, *prepare_product(v, triangular), columns, triangular)
         q = q.to(reflectors.dtype)
         return q.reshape(*batch, n, columns) if len(batch) > 1 else q
 

@@ -230,36 +230,41 @@ class HouseholderProduct(FlatFunction):
     def forward(
         reflectors: Tensor,
         v: Tensor,
-        t: Tensor,
+        h: Tensor,
         scale: Tensor,
         num_columns: int,
         triangular: bool,
     ) -> Tensor:
         if is_one_block(v, reflectors):
-            return wy_block.product_fwd(v, t, num_columns)
-        return compact_wy_inplace.product_fwd(v, t, num_columns, triangular)
+            return wy_block.product_fwd(v, h, num_columns)
+        return compact_wy_inplace.product_fwd(v, h, num_columns, triangular)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        reflectors, v, t, scale, _, ctx.triangular = inputs
-        ctx.save_for_backward(reflectors, v, t, scale, output)
+        reflectors, v, h, scale, _, ctx.triangular = inputs
+        ctx.save_for_backward(reflectors, v, h, scale, output)
 
     @staticmethod
     def backward(ctx: Any, grad_q: Tensor) -> tuple[Tensor | None, ...]:
-        reflectors, v, t, scale, q = ctx.saved_tensors
+        reflectors, v, h, scale, q = ctx.saved_tensors
         k, (n, columns) = scale.shape[-2], q.shape[-2:]
+        triangular = ctx.triangular
+        # Multiply-adds: 6 c n k against n² c + 3 n² k, a half and a third when triangular.
+        share = (1 / 2, 1 / 3) if triangular else (1, 1)
+        thin = 6 * columns * k * share[0] < n * columns + 3 * n * k * share[1]
+        rows = q.mT, grad_q.mT
         with without_autocast(q.device.type):
-            wy: Any = compact_wy_inplace
             if is_differentiated():
-                wy = compact_wy
-                v, t, scale = prepared_plainly(reflectors, ctx.triangular)
-            # Multiply-adds: 6 c n k against n² c + 3 n² k, a half and a third when triangular.
-            share = (1 / 2, 1 / 3) if ctx.triangular else (1, 1)
-            if is_one_block(v, reflectors):
-                grad = wy_block.product_bwd(q, grad_q, v, t, ctx.triangular)
-            elif 6 * columns * k * share[0] < n * columns + 3 * n * k * share[1]:
-                rows = (q.mT, grad_q.mT)
-                _, grad = wy.apply_bwd(*rows, v, t, False, ctx.triangular)
+                v, t, scale = prepared_plainly(reflectors, triangular)
+                if thin:
+                    _, grad = compact_wy.apply_bwd(*rows, v, t, False, triangular)
+                else:
+                    grad = compact_wy.product_bwd(q, grad_q, v, t, triangular)
+            elif is_one_block(v, reflectors):
+                grad = wy_block.product_bwd(q, grad_q, v, h, triangular)
+            elif thin:
+                t = compact_wy.t_factor(v, triangular)
+                _, grad = compact_wy_inplace.apply_bwd(*rows, v, t, False, triangular)
             else:
-                grad = wy.product_bwd(q, grad_q, v, t, ctx.triangular)
+                grad = compact_wy_inplace.product_bwd(q, grad_q, v, h, triangular)
             return _reflector_gradient(grad, scale), None, None, None, None, None

@@ -45,6 +45,20 @@ def prepare(
 
 
 @torch.no_grad()
+def prepare_product(reflectors: Tensor, triangular: bool) -> Prepared:
+    """What the Function of the product takes: V, H and scale of any number of blocks."""
+    n = reflectors.shape[-1]
+    if may_launch(reflectors):
+        v, t, scale = prepare(reflectors, triangular, n)
+        return v, 0.5 * (t.mT @ v), scale
+    if _fits_one_block(reflectors):
+        return prepare(reflectors, triangular, n)
+    unit, scale = compact_wy.unit_rows(reflectors.detach(), triangular)
+    v = compact_wy.blocks(unit, compact_wy.BLOCK_SIZE)
+    return v, wy_block.half_w(v, False, compact_wy.double_gram(v, triangular)), scale
+
+
+@torch.no_grad()
 def prepare_pair(
     first: Tensor, second: Tensor, triangular: bool, num_vectors: int
 ) -> tuple[Prepared, Prepared]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spectral_triton import compact_wy, compact_wy_inplace, reference
+from spectral_triton import compact_wy, compact_wy_inplace, reference, wy_block
 
 # k, n, block size: one block, several, the last one filled up or cut off, four and five in pairs.
 SIZES = [(1, 1, 64), (2, 3, 64), (5, 5, 2), (6, 9, 3), (9, 9, 2), (65, 70, 64), (256, 256, 64)]
@@ -43,11 +43,13 @@ def test_apply(k, n, block_size, transpose, triangular, batch):
 @pytest.mark.parametrize(("k", "n", "block_size"), SIZES)
 def test_product(k, n, block_size, triangular, batch):
     unit, v, t = prepared(k, n, block_size, *batch, triangular=triangular)
+    h = wy_block.half_w(v, False)
     for columns in {1, n // 2, n} - {0}:
-        q = compact_wy_inplace.product_fwd(v, t, columns, triangular)
+        q = compact_wy_inplace.product_fwd(v, h, columns, triangular)
         close(q, reference.householder_product(unit, columns))
-        way = q, torch.randn_like(q), v, t, triangular
-        close(compact_wy_inplace.product_bwd(*way), compact_wy.product_bwd(*way))
+        of = q, torch.randn_like(q), v
+        actual = compact_wy_inplace.product_bwd(*of, h, triangular)
+        close(actual, compact_wy.product_bwd(*of, t, triangular))
 
 
 def test_coefficients_turn_their_sign_even_where_rows_depend_on_each_other():
@@ -69,11 +71,12 @@ def test_inputs_are_left_alone(block_size):
     _, v, t = prepared(3, 4, block_size)
     x, grad_y = torch.randn(2, 3, 4).unbind(0)
     y, c = compact_wy_inplace.apply_fwd(x, v, t, False, False)
-    q, grad_q = compact_wy_inplace.product_fwd(v, t, 4, False), torch.randn(4, 4)
-    inputs = x, grad_y, v, t, y, c, q, grad_q
+    h = wy_block.half_w(v, False)
+    q, grad_q = compact_wy_inplace.product_fwd(v, h, 4, False), torch.randn(4, 4)
+    inputs = x, grad_y, v, t, h, y, c, q, grad_q
     copies = [a.clone() for a in inputs]
     compact_wy_inplace.apply_fwd(x, v, t, False, False)
     compact_wy_inplace.apply_bwd(y, grad_y, v, t, False, False, c)
     compact_wy_inplace.apply_bwd(y, grad_y, v, t, False, False)
-    compact_wy_inplace.product_bwd(q, grad_q, v, t, False)
+    compact_wy_inplace.product_bwd(q, grad_q, v, h, False)
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))

@@ -1,10 +1,26 @@
 """Prepared reflectors: blocks and factors that make the product, alone and in pairs."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from spectral_triton import reference
-from spectral_triton.prepared_reflectors import is_one_block, prepare, prepare_pair
+from spectral_triton.backend import use_backend
+from spectral_triton.prepared_reflectors import (
+    is_one_block,
+    prepare,
+    prepare_pair,
+    prepare_product,
+)
+
+
+def product_of(v, h):
+    """Q from what was prepared for it."""
+    q = torch.eye(v.shape[-1], dtype=v.dtype)
+    for v_j, h_j in zip(v.unbind(-3), h.unbind(-3), strict=True):
+        q = q - 2 * (q @ h_j.mT) @ v_j
+    return q
 
 
 def q_of(v, t, transpose):
@@ -36,6 +52,19 @@ def test_factors_make_the_product(k, n, m, transpose, triangular, batch):
     torch.testing.assert_close(rows, used * scale)
     q = reference.householder_product(used)
     torch.testing.assert_close(q_of(v, t, transpose), q, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
+@pytest.mark.parametrize("triangular", [False, True])
+@pytest.mark.parametrize("backend", [None, "triton"])
+@pytest.mark.parametrize(("k", "n"), [(5, 9), (140, 193)])
+def test_product_is_prepared_for_any_number_of_blocks(k, n, backend, triangular, batch):
+    reflectors = torch.randn(*batch, k, n)
+    with use_backend(backend) if backend else nullcontext():
+        v, h, _ = prepare_product(reflectors, triangular)
+    v, h = (a.unsqueeze(-3) if is_one_block(v, reflectors) else a for a in (v, h))
+    q = reference.householder_product(reflectors.triu() if triangular else reflectors)
+    torch.testing.assert_close(product_of(v, h), q, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("triangular", [False, True])
