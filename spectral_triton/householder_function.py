@@ -71,7 +71,7 @@ class ApplyReflectors(FlatFunction):
         with without_autocast(y.device.type), hand_on(ctx.forced):
             way = ctx.transpose, ctx.triangular
             if not ctx.needs_input_grad[1]:
-                return _apply_back(grad_y, reflectors, (v, t, scale), *way), None, *none
+                return _adjoint(grad_y, reflectors, (v, t, scale), *way), None, *none
             if is_differentiated():
                 v, t, scale = prepared_plainly(reflectors, ctx.triangular)
             grad_x, grad = _apply_bwd(coefficients, y, grad_y, v, t, *way)
@@ -89,7 +89,7 @@ def _apply_fwd(
     return compact_wy_inplace.apply_fwd(x, v, t, transpose, triangular)
 
 
-def _apply_back(
+def _adjoint(
     grad_y: Tensor, reflectors: Tensor, prepared: Prepared, transpose: bool, triangular: bool
 ) -> Tensor:
     """The gradient for x alone: the product the other way."""
@@ -181,9 +181,9 @@ class ApplyFactors(FlatFunction):
             grad_y = grad_y + others[-1]
         with without_autocast(y.device.type):
             if not any(ctx.needs_input_grad[1:4]):
-                grad = _apply_back(grad_y, left, from_left, False, triangular)
+                grad = _adjoint(grad_y, left, from_left, False, triangular)
                 grad = _through_sigma(grad, sigma, inner, grad_inner)
-                grad = _apply_back(grad, right, from_right, True, triangular)
+                grad = _adjoint(grad, right, from_right, True, triangular)
                 return grad, None, None, None, grad_bias, *none
             if is_differentiated():
                 from_left, from_right = (
