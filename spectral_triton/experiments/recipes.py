@@ -160,6 +160,7 @@ def _treebank(
     *,
     epochs: int = 1,
     search_steps: int = 100,
+    found: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     **common: Any,
 ) -> Study:
     cost = {"spectral": 6000, "rnn": 6000, "lstm": 4500}
@@ -170,7 +171,11 @@ def _treebank(
         task="ptb",
         cases={"": Case({}, 35)},
         recipes={
-            model: Recipe({"hidden_size": size, "layers": layers}, cost[model] * layers, RATES)
+            model: Recipe(
+                {"hidden_size": size, "layers": layers, **found.get(model, {})},
+                cost[model] * layers,
+                RATES,
+            )
             for model, size in sizes.items()
         },
         common={"evaluations": 4 * epochs, **common},
@@ -237,7 +242,15 @@ STUDIES = (
         num_reflectors=None,
     ),
     _treebank("ptb-1", 1, ONE_LAYER),
-    _treebank("ptb-1-long", 1, ONE_LAYER, epochs=4, search_steps=664, dropout=0.3),
+    _treebank(
+        "ptb-1-long",
+        1,
+        ONE_LAYER,
+        epochs=4,
+        search_steps=664,
+        found={"spectral": {"learning_rate": 1e-2}, "lstm": {"learning_rate": 1e-2}},
+        dropout=0.3,
+    ),
     _treebank("ptb-2", 2, {"spectral": 200, "rnn": 197, "lstm": 179}),
     _archive(),
 )
