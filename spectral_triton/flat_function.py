@@ -1,16 +1,15 @@
-"""What the autograd Functions of reflectors share: how they are called, and how they are mapped."""
+"""What the autograd Functions of reflectors share: how they are mapped."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
+
+from spectral_triton.direct_function import DirectFunction
 
 
-class FlatFunction(Function):
+class FlatFunction(DirectFunction):
     """Matrices have one leading batch dimension or none; one that is mapped by vmap joins it."""
 
     SCALE = -3  # Which argument is a scale, (k, 1) or (M, k, 1)
@@ -30,31 +29,3 @@ class FlatFunction(Function):
         if is_batched:
             outs = tuple(part.unflatten(0, (size, -1)) for part in outs)
         return (outs, (0,) * len(outs)) if isinstance(out, tuple) else (outs[0], 0)
-
-
-class _InOrder(inspect.Signature):
-    """The signature of a function that is given all its arguments, in order.
-
-    Function.apply asks for it, and for which argument is which, at each call. To find that out
-    takes as long as several small products.
-    """
-
-    def bind(self, *args: Any, **kwargs: Any) -> Any:
-        return _Bound(args, kwargs)
-
-
-class _Bound(NamedTuple):
-    """As much of inspect.BoundArguments as Function.apply reads."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def apply_defaults(self) -> None:
-        """There are none."""
-
-
-def in_order(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a ``forward`` that is given all its arguments in order."""
-    parameters = inspect.signature(function).parameters.values()
-    function.__signature__ = _InOrder(list(parameters))  # type: ignore[attr-defined]
-    return function

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectral_triton import compact_wy, compact_wy_inplace, householder_op, wy_block
 from spectral_triton.backend import forced_backend, hand_on, may_launch
-from spectral_triton.flat_function import FlatFunction, in_order
+from spectral_triton.flat_function import FlatFunction
 from spectral_triton.forward_mode import is_differentiated
 from spectral_triton.prepared_reflectors import (
     Prepared,
@@ -42,7 +42,6 @@ class ApplyReflectors(FlatFunction):
     """
 
     @staticmethod
-    @in_order
     def forward(
         x: Tensor,
         reflectors: Tensor,
@@ -132,7 +131,6 @@ class ApplyFactors(FlatFunction):
     SCALE = -2
 
     @staticmethod
-    @in_order
     def forward(
         x: Tensor,
         left: Tensor,
@@ -226,7 +224,6 @@ class HouseholderProduct(FlatFunction):
     """Q, or its first columns, of (k, n) or (M, k, n) reflectors, full precision, none empty."""
 
     @staticmethod
-    @in_order
     def forward(
         reflectors: Tensor,
         v: Tensor,

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 
 from spectral_triton.backend import forced_backend, hand_on
+from spectral_triton.direct_function import DirectFunction
 from spectral_triton.forward_mode import in_forward_mode, is_differentiated
 from spectral_triton.gradient_sums import GradientSums
 from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
@@ -158,7 +158,7 @@ def _last_states(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: boo
     return y.index_select(0, last_rows(y, h0, batch_sizes, reverse))
 
 
-class Recurrence(Function):
+class Recurrence(DirectFunction):
     """(y, last states, Qᵀh) of the recurrence on ``Arguments``."""
 
     generate_vmap_rule = True

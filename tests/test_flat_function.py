@@ -1,11 +1,9 @@
 """A Function of matrices with at most one batch dimension, mapped any number of times."""
 
-import inspect
-
 import pytest
 import torch
 
-from spectral_triton.flat_function import FlatFunction, in_order
+from spectral_triton.flat_function import FlatFunction
 
 
 class Scaled(FlatFunction):
@@ -14,7 +12,6 @@ class Scaled(FlatFunction):
     SCALE = -2
 
     @staticmethod
-    @in_order
     def forward(x, scale, factor):
         assert x.dim() == scale.dim() <= 3, "more batch dimensions than a Function is given"
         return factor * scale * x, scale * x
@@ -68,12 +65,3 @@ def test_gradients_are_mapped_too():
         return torch.func.grad(lambda *a: sum(y.pow(2).sum() for y in f(*a)), (0, 1))
 
     close(torch.vmap(gradient(ours))(*inputs), torch.vmap(gradient(plain))(*inputs))
-
-
-def test_arguments_in_order_are_bound_without_being_looked_at():
-    signature = inspect.signature(Scaled.forward)
-    assert list(signature.parameters) == ["x", "scale", "factor"]
-    bound = signature.bind(1, 2, 3)
-    bound.apply_defaults()
-    assert bound.args == (1, 2, 3)
-    assert bound.kwargs == {}
