@@ -17,7 +17,7 @@ class DirectFunction(Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        """Calls ``forward``; as Function.apply does under transforms and while a program is traced."""
+        """Calls ``forward``; under transforms and in a traced program as Function.apply does."""
         if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
             return super().apply(*args)
         return super(Function, cls).apply(*args)
