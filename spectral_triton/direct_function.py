@@ -20,4 +20,4 @@ class DirectFunction(Function):
         """Calls ``forward``; under transforms and in a traced program as Function.apply does."""
         if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
             return super().apply(*args)
-        return super(Function, cls).apply(*args)
+        return super(Function, cls).apply(*args)  # type: ignore[misc]

@@ -264,7 +264,8 @@ class HouseholderSVD(SVDAlgebra):
         tensors = x, self.left, self.singular_values, self.right
         if large and lapack.serves(math.prod(x.shape[:-1]), self.triangular, *tensors):
             return "in turn"
-        if forms_dense(count_for_rule(num_vectors), *self.shape[-2:], *self.num_reflectors):
+        m, n = self.shape[-2:]
+        if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
             return "dense"
         return "at once" if self._applies_at_once(x) else "in turn"
 
