@@ -27,13 +27,13 @@ Note [Backward of the product]
 
 All functions take matching leading batch dimensions (none or one). Those that apply and form Q are
 here as they are differentiated, in forward mode too; :mod:`spectral_triton.compact_wy_inplace` has
-them as they run otherwise.
+them as they run otherwise, :mod:`spectral_triton.wy_block` for a single block.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectral_triton.forward_mode import is_differentiated
 
@@ -46,7 +46,7 @@ def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Ten
     """Rows scaled to length one, zero rows kept, and what the rows were multiplied by."""
     rows = reflectors.triu() if triangular else reflectors
     limits = torch.finfo(rows.dtype)
-    if not is_differentiated() and _may_be_looked_at(rows):
+    if not is_differentiated() and may_be_looked_at(rows):
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         if _has_squares(rows, length):
             # Divided, not multiplied, which is faster, but the length would be off by a rounding.
@@ -66,9 +66,10 @@ def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Ten
     return rows / length, (scale / length).clamp_max(limits.max)
 
 
-def _may_be_looked_at(rows: Tensor) -> bool:
+def may_be_looked_at(rows: Tensor) -> bool:
     """Whether numbers may decide what is done: a GPU would be waited for, a program is traced."""
-    return rows.is_cpu and type(rows) is Tensor and not torch.compiler.is_compiling()
+    plain = rows.is_cpu and type(rows) in (Tensor, nn.Parameter)
+    return plain and not torch.compiler.is_compiling()
 
 
 def _has_squares(rows: Tensor, length: Tensor) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectral_triton.backend import may_launch
-from spectral_triton.compact_wy import unit_rows
+from spectral_triton.compact_wy import may_be_looked_at, unit_rows
 
 # Vectors up to which it is faster than products of blocks, for every n and k that was timed.
 FEW = 64
@@ -14,14 +14,14 @@ FEW = 64
 
 def serves(num_vectors: int, triangular: bool, *tensors: Tensor) -> bool:
     """Whether LAPACK reads these reflectors and nothing but the numbers is wanted."""
-    if not triangular or torch.compiler.is_compiling() or num_vectors > FEW:
+    if not triangular or not all(may_be_looked_at(tensor) for tensor in tensors):
+        return False
+    if num_vectors > FEW or may_launch(tensors[0]):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
-    if torch._C._are_functorch_transforms_active():  # ormqr has no rule for them.
-        return False
-    plain = all(tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
-    return plain and not may_launch(tensors[0])
+    # ormqr has no rule for transforms.
+    return not torch._C._are_functorch_transforms_active()
 
 
 @torch.no_grad()

@@ -33,26 +33,23 @@ def prepare(
     reflectors: Tensor, triangular: bool, num_vectors: int, transpose: bool = False
 ) -> Prepared:
     """What the Functions take beside the reflectors, so that their backward can keep it."""
-    reflectors = reflectors.detach()
-    if may_launch(reflectors):
-        unit, scale = compact_wy.unit_rows(reflectors, triangular)
-        v = compact_wy.blocks(unit, reflector_block_size(unit, num_vectors))
-        return v, householder_op.t_factor(v), scale
-    if not _fits_one_block(reflectors):
-        return prepared_plainly(reflectors, triangular)
-    unit, scale = compact_wy.unit_rows(reflectors, triangular)
-    return unit, wy_block.half_w(unit, transpose), scale
+    launched = may_launch(reflectors)
+    if not launched and not _fits_one_block(reflectors):
+        return prepared_plainly(reflectors.detach(), triangular)
+    unit, scale = compact_wy.unit_rows(reflectors.detach(), triangular)
+    if not launched:
+        return unit, wy_block.half_w(unit, transpose), scale
+    v = compact_wy.blocks(unit, reflector_block_size(unit, num_vectors))
+    return v, householder_op.t_factor(v), scale
 
 
 @torch.no_grad()
 def prepare_product(reflectors: Tensor, triangular: bool) -> Prepared:
     """What the Function of the product takes: V, H and scale of any number of blocks."""
-    n = reflectors.shape[-1]
-    if may_launch(reflectors):
-        v, t, scale = prepare(reflectors, triangular, n)
-        return v, 0.5 * (t.mT @ v), scale
-    if _fits_one_block(reflectors):
-        return prepare(reflectors, triangular, n)
+    launched = may_launch(reflectors)
+    if launched or _fits_one_block(reflectors):
+        v, factor, scale = prepare(reflectors, triangular, reflectors.shape[-1])
+        return v, 0.5 * (factor.mT @ v) if launched else factor, scale
     unit, scale = compact_wy.unit_rows(reflectors.detach(), triangular)
     v = compact_wy.blocks(unit, compact_wy.BLOCK_SIZE)
     return v, wy_block.half_w(v, False, compact_wy.double_gram(v, triangular)), scale

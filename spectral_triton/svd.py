@@ -196,6 +196,7 @@ class HouseholderSVD(SVDAlgebra):
 
         Returns:
             Shape ``(..., m)``, dtype of ``x``, rounded once from the arithmetic of the factors.
+            Without derivatives large factors may go to LAPACK, as in :func:`apply_reflectors`.
 
         Raises:
             TypeError: if ``x`` or ``bias`` is not real floating point, or of another full

@@ -8,8 +8,9 @@ Note [WY form of one block]
         x Qᵀ = x - 2 (x Vᵀ) H,    x Q = x - 2 (x Hᵀ) V,
 
     without a third product. In the backward pass D = Z Vᵀ T is 2 Z Hᵀ. For the transposed product
-    T becomes Tᵀ and H = TV/2. Of few reflectors a call costs as much as its arithmetic: this form
-    has half as many as the compact one. Several blocks would solve for more than they save.
+    T becomes Tᵀ and H = TV/2. Of few reflectors a call costs as much as its arithmetic, so fewer
+    calls count. Of several blocks only the formed product gains; applied to a few rows they would
+    solve for more than they save.
 
 V and H are (..., b, n), rows are (..., N, n), with one leading batch dimension or none.
 """
