@@ -8,6 +8,10 @@ from spectral_triton.backend import use_backend
 
 DTYPES = [torch.float32, torch.float64]
 
+# Errors in units of eps: 2.9 was seen in float32, 18 in float64, where the reference, one reflector
+# after another in the same precision, errs too.
+ROUNDINGS = {torch.float32: 6, torch.float64: 20}
+
 
 @pytest.fixture
 def asked(monkeypatch):
@@ -33,7 +37,7 @@ def test_equals_the_reference(k, n, num, batch, transpose, dtype):
     copies = x.clone(), v.clone()
     y = lapack.apply_reflectors(x, v, transpose)
     error = (y.double() - expected(x, v, transpose)).norm() / y.double().norm()
-    assert error < 20 * torch.finfo(dtype).eps
+    assert error < ROUNDINGS[dtype] * torch.finfo(dtype).eps
     assert torch.equal(x, copies[0])
     assert torch.equal(v, copies[1])
 
@@ -51,7 +55,7 @@ def test_reflectors_that_begin_with_almost_nothing(first, length, dtype):
     for transpose in (False, True):
         y = lapack.apply_reflectors(x, v, transpose)
         error = (y.double() - expected(x, v, transpose)).norm() / x.double().norm()
-        assert error < 20 * torch.finfo(dtype).eps
+        assert error < ROUNDINGS[dtype] * torch.finfo(dtype).eps
 
 
 def test_is_asked_for_few_vectors_without_derivatives(asked):
