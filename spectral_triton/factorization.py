@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.householder import apply_reflectors, reflectors_from_orthogonal
+from spectral_triton.init import usual_length
 from spectral_triton.validation import (
     check_bounds,
     check_choice,
@@ -45,7 +46,8 @@ def factor_dense(
 
     Returns:
         left ``(..., k_u, m)``, σ ``(..., p)`` in falling order, right ``(..., k_v, n)``, both
-        triangular, and signs ``(..., p)`` of ±1. No gradient flows to ``w``.
+        triangular and about as long as drawn ones (:mod:`spectral_triton.init`), and signs
+        ``(..., p)`` of ±1. No gradient flows to ``w``.
 
     Raises:
         TypeError: if ``w`` is not a real floating point tensor.
@@ -92,7 +94,14 @@ def factor_dense(
                 "out_of_bounds='clip' moves them inside"
             )
         sigma = sigma.clamp(*bounds)
-    return left, sigma, right, left_signs * right_signs
+    return _lengthened(left), sigma, _lengthened(right), left_signs * right_signs
+
+
+def _lengthened(reflectors: Tensor) -> Tensor:
+    """The same reflectors about as long as drawn ones, for an optimizer; exact, by powers of 2."""
+    norm = torch.linalg.vector_norm(reflectors, dim=-1)
+    ratio = torch.where(norm > 0, usual_length(reflectors) / norm, 1)
+    return torch.ldexp(reflectors, ratio.log2().round().unsqueeze(-1))
 
 
 def _columns(q: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

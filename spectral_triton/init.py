@@ -3,6 +3,10 @@ r"""Starting points for the reflectors of U and V, in place and reproducible fro
 All take tensors in triangular form (row i, counted from 0, uses the columns from i on) and write
 zeros before the diagonal. Reflectors of half precision are drawn in float32 and rounded, which
 keeps U and V orthogonal. Leading dimensions are batches of independent draws.
+
+Every reflector begins about as long as a row of standard normal numbers, :math:`\sqrt{n - i}`. Its
+length has no meaning for W, but one for the optimizer: a step of Adam, which moves each entry by
+about the learning rate, turns a reflector of this length by about that many radians.
 """
 
 from __future__ import annotations
@@ -133,6 +137,13 @@ def cayley_(left: Tensor, right: Tensor, *, generator: Generator | None = None) 
     _rotations_(left, right, (0.0, math.pi / 2), generator)
 
 
+def usual_length(reflectors: Tensor) -> Tensor:
+    """What each row of ``(..., k, n)`` begins with: :math:`\\sqrt{n - i}`, shape ``(k,)``."""
+    k, n = reflectors.shape[-2:]
+    dtype = full_precision(reflectors.dtype)
+    return torch.arange(n, n - k, -1, dtype=dtype, device=reflectors.device).sqrt()
+
+
 @torch.no_grad()
 def _rotations_(
     left: Tensor, right: Tensor, angles: tuple[float, float] | None, generator: Generator | None
@@ -166,11 +177,12 @@ def _rotations_(
 
 
 def _set_planes(reflectors: Tensor, angle: Tensor) -> None:
-    """Row i becomes the unit vector at ``angle`` in the plane of coordinates 2i and 2i + 1."""
+    """Row i becomes the vector at ``angle`` in the plane of coordinates 2i and 2i + 1."""
     i = torch.arange(angle.shape[-1], device=reflectors.device)
+    length = usual_length(reflectors)[: len(i)]
     reflectors[..., : len(i), :] = 0
-    reflectors[..., i, 2 * i] = angle.cos().to(reflectors.dtype)
-    reflectors[..., i, 2 * i + 1] = angle.sin().to(reflectors.dtype)
+    reflectors[..., i, 2 * i] = (length * angle.cos()).to(reflectors.dtype)
+    reflectors[..., i, 2 * i + 1] = (length * angle.sin()).to(reflectors.dtype)
 
 
 def _check(name: str, reflectors: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from spectral_triton import reference
 from spectral_triton.factorization import TooFewReflectorsError, factor_dense
+from spectral_triton.init import usual_length
 
 
 def rebuilt(left, sigma, right, signs):
@@ -26,6 +27,14 @@ def test_rebuilds_the_matrix(shape, dtype):
     assert torch.equal(right, right.triu())
     assert (signs.abs() == 1).all()
     torch.testing.assert_close(sigma, torch.linalg.svdvals(w))
+
+
+def test_reflectors_are_as_long_as_drawn_ones_within_half_a_power_of_two():
+    left, _, right, _ = factor_dense(torch.randn(2, 40, 50))
+    for side in (left[:, :-1], right):
+        ratio = side.norm(dim=-1) / usual_length(side)
+        assert ratio.min() > 0.7
+        assert ratio.max() < 1.42
 
 
 @pytest.mark.parametrize("w", [torch.zeros(3, 4), torch.eye(4), -torch.eye(3), torch.eye(2, 5)])

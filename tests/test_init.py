@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectral_triton import reference
-from spectral_triton.init import cayley_, haar_, henaff_, identity_
+from spectral_triton.init import cayley_, haar_, henaff_, identity_, usual_length
 
 PAIRS = [identity_, henaff_, cayley_]
 SHAPES = [(4, 6, 4, 6), (6, 6, 6, 6), (7, 7, 7, 7), (1, 5, 2, 5), (0, 3, 0, 3), (1, 1, 1, 1)]
@@ -141,6 +141,16 @@ def test_haar_is_reproducible_and_in_place():
     assert torch.equal(v, haar_(torch.empty(3, 4), generator=generator(7)))
     assert torch.equal(v, v.triu())
     assert not torch.equal(v, haar_(torch.empty(3, 4), generator=generator(8)))
+
+
+@pytest.mark.parametrize("fill", [*PAIRS, lambda *pair: [haar_(v) for v in pair]])
+def test_an_optimizer_step_turns_every_row_alike(fill):
+    left, right = pair(24, 96, 24, 96)
+    fill(left, right)
+    for side in (left, right):
+        ratio = side.norm(dim=-1) / usual_length(side)
+        assert ratio.min() > 0.7
+        assert ratio.max() < 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -226,7 +226,7 @@ STUDIES = (
         25,
         50,
         permuted=True,
-        found=SHUFFLED_START,
+        found={"init": "cayley", "nonlinearity": "modrelu", "learning_rate": 1e-3},
         size="64 + 64 reflectors",
         num_reflectors=(64, 64),
     ),
