@@ -28,15 +28,17 @@ BASE: Mapping[str, Any] = {
     "num_reflectors": 16,
     "nonlinearity": "leaky_relu",
     "init": "cayley",
+    "reflector_rate": 1,
     "sigma_rate": 5,
 }
-"""The settings of the task; ``sigma_rate`` counts in learning rates of the rest."""
+"""The settings of the task; ``reflector_rate`` and ``sigma_rate`` count in rates of the rest."""
 
 LEVELS: Mapping[str, tuple[Any, ...]] = {
     "margin": (0.001, 0.01, 0.02, 0.1, 0.5),
     "num_reflectors": (1, 2, 4, 8, 16, 32, 64),
     "nonlinearity": ("tanh", "relu", "leaky_relu", "identity", "modrelu"),
     "init": ("identity", "haar", "henaff", "cayley"),
+    "reflector_rate": (0.1, 0.3, 1, 3, 10, 30),
     "sigma_rate": (0.2, 1, 5, 25, 125),
 }
 LABELS = {
@@ -44,6 +46,7 @@ LABELS = {
     "num_reflectors": "reflectors of U and of V, n = 64",
     "nonlinearity": "nonlinearity",
     "init": "start of W",
+    "reflector_rate": "learning rate of reflectors over that of the rest",
     "sigma_rate": "learning rate of σ̂ over that of the rest",
 }
 ALL_ALIKE = "base"
@@ -64,7 +67,7 @@ def learn(
         **sizes,
         "steps": steps,
         "learning_rate": RATE,
-        "reflector_rate": RATE,
+        "reflector_rate": RATE * chosen["reflector_rate"],
         "sigma_rate": RATE * chosen["sigma_rate"],
         "num_reflectors": (chosen["num_reflectors"],) * 2,
         **{name: chosen[name] for name in ("margin", "nonlinearity", "init")},
@@ -98,7 +101,7 @@ def learn(
 
 
 class Sensitivity(Investigation):
-    """Five settings around those of the adding problem."""
+    """Six settings around those of the adding problem."""
 
     name = "sensitivity"
     title = f"Which settings of a SpectralRNN matter: adding problem, T = {LENGTH}"

@@ -26,7 +26,8 @@ def test_base_is_what_the_task_itself_uses():
     settings = Adding.defaults("spectral", {"length": LENGTH})
     assert settings.num_reflectors == (BASE["num_reflectors"],) * 2
     assert settings.sigma_rate / settings.learning_rate == pytest.approx(BASE["sigma_rate"])
-    assert settings.learning_rate == settings.reflector_rate == module.RATE
+    assert settings.learning_rate == module.RATE
+    assert settings.reflector_rate == pytest.approx(module.RATE * BASE["reflector_rate"])
     for name in ("margin", "nonlinearity", "init"):
         assert getattr(settings, name) == BASE[name]
 
