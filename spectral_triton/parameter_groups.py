@@ -37,8 +37,13 @@ def parameter_groups(
 
     The factor 5 is for the default spectrum, whose slope dσ/dσ̂ is at most margin / 2; where the
     slope is about one (``SignedSpectrum``, ``SigmoidSpectrum(scale=2 / margin)``) give ``lr``
-    itself. By the usual convention biases and the gains of normalisation layers, parameters of
-    fewer than two dimensions, do not decay.
+    itself. Reflectors begin about as long as rows of standard normal numbers: Adam and its
+    relatives turn them by about ``reflectors_lr`` radians a step, whatever their size. Plain
+    gradient descent turns a reflector of that length n - i times less than one of length one:
+    give it a rate higher by as much.
+
+    By the usual convention biases and the gains of normalisation layers, parameters of fewer than
+    two dimensions, do not decay.
 
     Reflectors and singular values are those of every :class:`SVDWeight`, alone or inside a layer,
     and of every tensor under ``parametrizations.svd``. Each parameter that requires a gradient

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.experiments.errors import UsageError
-from spectral_triton.experiments.model import SPECTRAL_MODELS
+from spectral_triton.experiments.model import GATED_LAYERS, SPECTRAL_MODELS
 from spectral_triton.experiments.settings import Settings
 from spectral_triton.experiments.storage import DataFolder
 from spectral_triton.experiments.task import Batch, Metric, Tally, Task, generator_for
@@ -65,7 +65,10 @@ class Adding(Task):
         steps = max(4000, 20 * length)
         if model not in SPECTRAL_MODELS:
             # At 5e-3 an LSTM stays at the baseline for 3,500 steps; at 1e-2 it leaves it.
-            return Settings(steps=steps, learning_rate=1e-2 if model in ("lstm", "gru") else 1e-3)
+            rate = 1e-2 if model in GATED_LAYERS else 1e-3
+            return Settings(
+                steps=steps, learning_rate=rate, reflector_rate=rate, sigma_rate=5 * rate
+            )
         rate = 5e-3 if length <= 200 else 3e-3
         return Settings(
             steps=steps,

@@ -65,8 +65,8 @@ def train(
         typer.Option(
             "--model",
             "-m",
-            help="spectral, orthogonal, rnn, irnn, lstm or gru; several are compared: repeat the "
-            "option or separate them by commas.",
+            help="spectral, orthogonal, rnn, irnn, lstm, gru, spectral-lstm or spectral-gru; "
+            "several are compared: repeat the option or separate them by commas.",
             show_default="spectral",
         ),
     ] = None,

@@ -11,7 +11,12 @@ import torch
 
 from spectral_triton.experiments.catalog import TASKS
 from spectral_triton.experiments.errors import UsageError
-from spectral_triton.experiments.model import MODELS, SETTINGS_OF_SOME, check_settings
+from spectral_triton.experiments.model import (
+    MODELS,
+    SETTINGS_OF_SOME,
+    SPECTRAL_GATES,
+    check_settings,
+)
 from spectral_triton.experiments.settings import Settings
 from spectral_triton.experiments.storage import DataFolder
 from spectral_triton.experiments.task import Task
@@ -120,6 +125,9 @@ def make_config(
     defaults = TASKS[task].defaults(model, merged)
     if model == "rnn":
         defaults = dataclasses.replace(defaults, nonlinearity="tanh")
+    if model in SPECTRAL_GATES:
+        # Starts chosen for one transition matrix say nothing about gates.
+        defaults = dataclasses.replace(defaults, init="haar")
     settings = _override(defaults, dict(overrides or {}))
     check_settings(model, settings)
     _check_device(device)

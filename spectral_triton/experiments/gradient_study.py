@@ -22,7 +22,7 @@ from spectral_triton.experiments.investigation import (
     Surroundings,
 )
 from spectral_triton.experiments.markdown import number, table
-from spectral_triton.experiments.model import MODELS, SequenceModel, lipschitz_bound
+from spectral_triton.experiments.model import SequenceModel, lipschitz_bound
 from spectral_triton.experiments.short_run import measure, short_run
 from spectral_triton.experiments.task import Batch
 
@@ -100,7 +100,7 @@ class GradientStudy(Investigation):
                 STEPS,
                 STEPS * LENGTH * MICROSECONDS[model] / 60e6,
             )
-            for model in MODELS
+            for model in MICROSECONDS
         ]
 
     def text(self, results: Sequence[Result], target: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,19 +10,32 @@ from torch import Tensor, nn
 
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.settings import Settings
+from spectral_triton.gru import SpectralGRU
+from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.rnn import SpectralRNN
+from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum, Spectrum
 
 if TYPE_CHECKING:
     from spectral_triton.experiments.task import Task
 
-MODELS = ("spectral", "orthogonal", "rnn", "irnn", "lstm", "gru")
 SPECTRAL_MODELS = ("spectral", "orthogonal")
+SPECTRAL_GATES = ("spectral-lstm", "spectral-gru")
+GATED_LAYERS: Mapping[str, type[nn.Module]] = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "spectral-lstm": SpectralLSTM,
+    "spectral-gru": SpectralGRU,
+}
+MODELS = (*SPECTRAL_MODELS, "rnn", "irnn", *GATED_LAYERS)
+
+_WITH_FACTORS = (*SPECTRAL_MODELS, *SPECTRAL_GATES)
 SETTINGS_OF_SOME = {
-    "num_reflectors": SPECTRAL_MODELS,
-    "margin": ("spectral",),
+    "num_reflectors": _WITH_FACTORS,
+    "margin": ("spectral", *SPECTRAL_GATES),
     "nonlinearity": (*SPECTRAL_MODELS, "rnn"),
-    "init": SPECTRAL_MODELS,
-    "reflector_rate": SPECTRAL_MODELS,
-    "sigma_rate": ("spectral",),
+    "init": _WITH_FACTORS,
+    "reflector_rate": _WITH_FACTORS,
+    "sigma_rate": ("spectral", *SPECTRAL_GATES),
 }
 """Settings that only these models have a use for."""
 
@@ -73,9 +87,9 @@ class SequenceModel(nn.Module):
 
     @torch.no_grad()
     def singular_values(self) -> Tensor | None:
-        """Those of the first layer's transition matrix, falling; None where gates have several."""
+        """Those of the first layer's transition, or bounded gates, falling; None of free gates."""
         if callable(own := getattr(self.encoder, "singular_values", None)):
-            values = own(layer=0)
+            values = own(layer=0).flatten()
         elif isinstance(self.encoder, nn.RNN):
             values = torch.linalg.svdvals(self.encoder.weight_hh_l0)
         else:
@@ -89,9 +103,10 @@ def check_settings(name: str, settings: Settings) -> None:
     Raises:
         UsageError: names the setting and its value.
     """
-    if name == "spectral" and settings.margin == 0:
-        raise UsageError("margin 0 leaves nothing to learn: use --model orthogonal")
-    if name in SPECTRAL_MODELS and settings.init not in INITIALIZERS:
+    if name in SETTINGS_OF_SOME["margin"] and settings.margin == 0:
+        advice = "use --model orthogonal" if name == "spectral" else f"{name} needs a positive one"
+        raise UsageError(f"margin 0 leaves nothing to learn: {advice}")
+    if name in _WITH_FACTORS and settings.init not in INITIALIZERS:
         raise UsageError(f"init must be one of {', '.join(INITIALIZERS)}, not {settings.init!r}")
     known = {"rnn": ("tanh", "relu"), "spectral": NONLINEARITIES, "orthogonal": NONLINEARITIES}
     if name in known and settings.nonlinearity not in known[name]:
@@ -109,7 +124,8 @@ def build_model(
     ``spectral`` is SpectralRNN with singular values within ``margin`` of 1, ``orthogonal`` the
     same with all of them fixed to 1, ``rnn`` torch's with its own initialisation, ``irnn`` the
     ReLU network that begins at the identity, ``lstm`` and ``gru`` torch's with an open forget or
-    closed update gate.
+    closed update gate, ``spectral-lstm`` and ``spectral-gru`` those with the singular values of
+    every gate's recurrent matrix within ``margin`` of 1.
     """
     factory: dict[str, Any] = {"device": device, "dtype": dtype}
     input_size, embedding = task.input_size, None
@@ -140,30 +156,31 @@ def _build_encoder(name: str, settings: Settings, input_size: int, factory: dict
         return nn.RNN(*sizes, nonlinearity=settings.nonlinearity, **common)
     if name == "irnn":
         return _identity_start(nn.RNN(*sizes, nonlinearity="relu", **common))
-    encoder = {"lstm": nn.LSTM, "gru": nn.GRU}[name](*sizes, **common)
+    if name in SPECTRAL_GATES:
+        common |= _factor_options(name, settings)
+    encoder = GATED_LAYERS[name](*sizes, **common)
     _remember_first(encoder)
     return encoder
+
+
+def _factor_options(name: str, settings: Settings) -> dict[str, Any]:
+    spectrum: Spectrum
+    if name == "orthogonal":
+        spectrum = FixedSpectrum(1.0)
+    else:
+        spectrum = SigmoidSpectrum(center=1.0, margin=settings.margin)
+    return {
+        "num_reflectors": settings.num_reflectors,
+        "spectrum": spectrum,
+        "init": settings.init,
+    }
 
 
 def _build_spectral(
     name: str, settings: Settings, sizes: tuple[int, int], common: dict
 ) -> nn.Module:
-    from spectral_triton import FixedSpectrum, SigmoidSpectrum, SpectralRNN, Spectrum
-
-    spectrum: Spectrum
-
-    if name == "orthogonal":
-        spectrum = FixedSpectrum(1.0)
-    else:
-        spectrum = SigmoidSpectrum(center=1.0, margin=settings.margin)
-    encoder = SpectralRNN(
-        *sizes,
-        nonlinearity=settings.nonlinearity,
-        num_reflectors=settings.num_reflectors,
-        spectrum=spectrum,
-        init=settings.init,
-        **common,
-    )
+    common |= _factor_options(name, settings)
+    encoder = SpectralRNN(*sizes, nonlinearity=settings.nonlinearity, **common)
     for parameter_name, parameter in encoder.named_parameters():
         # It stands beside bias_ih in a sum: training both doubles the rate of a bias that the
         # state gathers up over all steps, and learning the adding problem takes twice as long.
@@ -185,9 +202,9 @@ def _identity_start(encoder: nn.RNN) -> nn.RNN:
 
 
 @torch.no_grad()
-def _remember_first(encoder: nn.LSTM | nn.GRU) -> None:
+def _remember_first(encoder: nn.Module) -> None:
     """Bias 1 on the gate that keeps the state: the second of four (LSTM), or of three (GRU)."""
-    size = encoder.hidden_size
+    size: Any = encoder.hidden_size
     for name, parameter in encoder.named_parameters():
         if name.startswith("bias_ih"):
             parameter[size : 2 * size] = 1.0

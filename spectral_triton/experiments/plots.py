@@ -26,10 +26,21 @@ COLORS = {
     "irnn": "#CC79A7",
     "lstm": "#D55E00",
     "gru": "#E69F00",
+    "spectral-lstm": "#009E73",
+    "spectral-gru": "#882255",
 }
 """One color for each model in every picture; told apart by color-blind readers too."""
 
-MARKERS = {"spectral": "o", "orthogonal": "D", "rnn": "s", "irnn": "P", "lstm": "^", "gru": "v"}
+MARKERS = {
+    "spectral": "o",
+    "orthogonal": "D",
+    "rnn": "s",
+    "irnn": "P",
+    "lstm": "^",
+    "gru": "v",
+    "spectral-lstm": "<",
+    "spectral-gru": ">",
+}
 
 Curve = Sequence[tuple[float, float]]
 

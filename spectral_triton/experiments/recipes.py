@@ -13,7 +13,6 @@ from typing import Any
 from spectral_triton.experiments.deep_mlp import DeepMLPStudy
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.gradient_study import GradientStudy
-from spectral_triton.experiments.model import MODELS
 from spectral_triton.experiments.reproduction import Reproduction
 from spectral_triton.experiments.sensitivity import Sensitivity
 from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Search, Study
@@ -65,7 +64,7 @@ def _adding(length: int, steps: int) -> Study:
         title=f"Adding problem, T = {length}",
         task="adding",
         cases={"": Case({"length": length}, length)},
-        recipes={model: Recipe({}, cost[model], RATES) for model in MODELS},
+        recipes={model: Recipe({}, cost[model], RATES) for model in cost},
         steps=steps,
         goal=Goal("mse", 0.01),
         search=Search(steps=1000, evaluations=5),
@@ -82,7 +81,7 @@ def _copying(length: int, steps: int) -> Study:
         cases={"": Case({"length": length}, length + 20)},
         recipes={
             model: Recipe({"learning_rate": rates.get(model, 3e-3)}, cost[model], RATES)
-            for model in MODELS
+            for model in cost
         },
         steps=steps,
         goal=Goal("recall", 0.99, higher_is_better=True),
@@ -153,6 +152,7 @@ def _digits(
 
 
 ONE_LAYER = {"spectral": 200, "rnn": 198, "lstm": 188}
+GATES_TOO = {**ONE_LAYER, "spectral-lstm": 193}
 
 
 def _treebank(
@@ -165,7 +165,7 @@ def _treebank(
     found: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     **common: Any,
 ) -> Study:
-    cost = {"spectral": 6000, "rnn": 6000, "lstm": 4500}
+    cost = {"spectral": 6000, "rnn": 6000, "lstm": 4500, "spectral-lstm": 6500}
     length = f", {epochs} epochs" if epochs > 1 else ""
     return Study(
         name=name,
@@ -255,7 +255,7 @@ STUDIES = (
     _treebank(
         "ptb-1-long",
         1,
-        ONE_LAYER,
+        GATES_TOO,
         epochs=4,
         search_steps=664,
         found={"spectral": {"learning_rate": 1e-2}, "lstm": {"learning_rate": 1e-2}},

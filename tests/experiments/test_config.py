@@ -62,6 +62,16 @@ def test_dictionary_is_flat_json_of_what_the_model_uses():
     assert "margin" not in make_config("adding", "orthogonal").as_dict()
 
 
+def test_gates_do_not_begin_as_one_transition_does():
+    assert make_config("adding", "spectral").settings.init == "cayley"
+    gates = make_config("adding", "spectral-gru").settings
+    assert gates.init == "haar"
+    assert gates.reflector_rate == gates.learning_rate
+    settings = make_config("adding", "spectral-gru", overrides={"init": "henaff"}).settings
+    assert settings.init == "henaff"
+    assert "nonlinearity" not in make_config("adding", "spectral-lstm").as_dict()
+
+
 def test_torchs_rnn_keeps_its_own_nonlinearity():
     assert make_config("adding", "rnn").settings.nonlinearity == "tanh"
     overrides = {"nonlinearity": "relu"}

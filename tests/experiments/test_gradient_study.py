@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from spectral_triton.experiments import adding, figures
-from spectral_triton.experiments.gradient_study import GradientStudy, observe
+from spectral_triton.experiments.gradient_study import MICROSECONDS, GradientStudy, observe
 from spectral_triton.experiments.investigation import Surroundings
-from spectral_triton.experiments.model import MODELS
 from spectral_triton.experiments.reproduction import Selection
 from spectral_triton.experiments.storage import DataFolder
 
@@ -19,7 +18,7 @@ def surroundings(monkeypatch, tmp_path, listener):
     return Surroundings(DataFolder(tmp_path), "cpu", listener())
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", MICROSECONDS)
 def test_what_is_seen(model, surroundings):
     seen = observe(model, 0, surroundings, length=6, steps=4, hidden_size=4)
     assert list(seen["flow"]) == ["start", "middle", "end"]
@@ -43,9 +42,9 @@ def test_what_is_seen(model, surroundings):
     json.dumps(seen)
 
 
-def test_study_covers_every_model():
+def test_study_covers_its_models():
     lines = GradientStudy().budget(Selection())
-    assert [(line.what, line.runs) for line in lines] == [(model, 1) for model in MODELS]
+    assert [(line.what, line.runs) for line in lines] == [(model, 1) for model in MICROSECONDS]
 
 
 def test_page(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from spectral_triton.experiments.adding import Adding
 from spectral_triton.experiments.copying import Copying
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.model import (
+    GATED_LAYERS,
     MODELS,
     build_model,
     count_parameters,
@@ -61,7 +62,7 @@ def test_identity_start():
     assert not model.encoder.bias_hh_l0.any()
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", GATED_LAYERS)
 def test_gates_that_keep_the_state_begin_open(name):
     encoder = make(name).encoder
     state = torch.full((1, 1, 6), 0.9, dtype=torch.float32)
@@ -71,9 +72,9 @@ def test_gates_that_keep_the_state_begin_open(name):
                 parameter.zero_()
         bias = (encoder.bias_ih_l0 + encoder.bias_hh_l0).reshape(-1, 6)
         inputs = torch.zeros(1, 1, 2, dtype=torch.float32)
-        _, carried = encoder(inputs, (state, state) if name == "lstm" else state)
+        _, carried = encoder(inputs, (state, state) if name.endswith("lstm") else state)
     torch.testing.assert_close(bias[1], torch.ones(6, dtype=torch.float32))
-    kept = carried[1] if name == "lstm" else carried
+    kept = carried[1] if name.endswith("lstm") else carried
     assert (kept / 0.9).mean() > 0.6
 
 
@@ -99,6 +100,18 @@ def test_one_of_two_equal_biases_is_trained():
         "encoder.bias_ih_l0",
         "encoder.bias_ih_l1",
     }
+
+
+@pytest.mark.parametrize(("name", "gates"), [("spectral-lstm", 4), ("spectral-gru", 3)])
+def test_singular_values_of_bounded_gates(name, gates):
+    model = make(name, margin=0.3, init="haar")
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("raw_singular_values"):
+            nn.init.normal_(parameter, std=3)
+    weights = model.encoder.weight_hh_l0.detach().unflatten(0, (gates, 6))
+    expected = torch.linalg.svdvals(weights).flatten().sort(descending=True).values
+    torch.testing.assert_close(model.singular_values(), expected, rtol=1e-5, atol=1e-6)
+    assert 0.7 - 1e-6 <= float(expected.min()) <= float(expected.max()) <= 1.3 + 1e-6
 
 
 def test_gated_models_have_no_single_transition():
@@ -133,7 +146,9 @@ def test_dropout_acts_in_training_only():
         ),
         ("spectral", {"nonlinearity": "sine"}, "nonlinearity of spectral must be one of .*'sine'"),
         ("orthogonal", {"init": "zeros"}, "init must be one of identity, .*'zeros'"),
-        ("spectral", {"margin": 0.0}, "margin 0 leaves nothing to learn"),
+        ("spectral-gru", {"init": "zeros"}, "init must be one of identity, .*'zeros'"),
+        ("spectral", {"margin": 0.0}, "margin 0 leaves nothing to learn: use --model orthogonal"),
+        ("spectral-lstm", {"margin": 0.0}, "nothing to learn: spectral-lstm needs a positive"),
     ],
 )
 def test_bad_settings_are_named(name, settings, message):
@@ -155,5 +170,6 @@ def test_lipschitz_bound():
     assert lipschitz_bound("spectral", settings) == 1.05
     assert lipschitz_bound("orthogonal", settings) == 1.0
     assert lipschitz_bound("lstm", settings) is None
+    assert lipschitz_bound("spectral-lstm", settings) is None
     assert lipschitz_bound("spectral", Settings(steps=1, nonlinearity="modrelu")) is None
     assert lipschitz_bound("spectral", Settings(steps=1, layers=2)) is None

@@ -17,6 +17,7 @@ RUNS = {
     "adding, spectral": ("adding", "spectral", {"length": 6}, {"layers": 2, "dropout": 0.2}),
     "adding, orthogonal": ("adding", "orthogonal", {"length": 6}, {}),
     "copying, gru": ("copying", "gru", {"length": 3}, {"schedule": "linear"}),
+    "copying, spectral-lstm": ("copying", "spectral-lstm", {"length": 3}, {"layers": 2}),
     "pixel-mnist, irnn": ("pixel-mnist", "irnn", {"rows": True}, {}),
     "ptb, spectral": ("ptb", "spectral", {"window": 3}, {"dropout": 0.2, "batch_size": 3}),
     "ptb, lstm": ("ptb", "lstm", {"window": 3}, {"batch_size": 3, "weight_decay": 0.1}),
