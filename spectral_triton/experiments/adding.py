@@ -78,7 +78,7 @@ class Adding(Task):
             # A gradient may grow by (1 + margin)^T, so a longer memory needs a narrower band.
             margin=min(0.02, 4 / length),
             learning_rate=rate,
-            # Over T = 50, 3 to 30 times the rate of the rest are level; 1 ends at twice the error.
+            # Over T = 50, 5 to 125 times the rate of the rest are level; 1 errs twice as much.
             reflector_rate=5 * rate,
             sigma_rate=5 * rate,
         )

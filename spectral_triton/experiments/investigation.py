@@ -139,8 +139,9 @@ class Investigation(ABC):
         What a person has to say about them is in ``notes.md`` there, and comes first.
         """
         order = {m.place: number for number, m in enumerate(self.measurements())}
-        known = [r for r in read_results(folder / RESULTS, _place) if _place(r) in order]
-        results = sorted(known, key=lambda r: order[_place(r)])
+        # Two processes that share the folder may measure the same twice.
+        known = {_place(r): r for r in read_results(folder / RESULTS, _place)}
+        results = [known[place] for place in sorted(known.keys() & order, key=order.__getitem__)]
         lines = "".join(json.dumps(result) + "\n" for result in results)
         notes = target / NOTES
         parts = [

@@ -132,6 +132,15 @@ def test_page_is_made_from_the_results_alone(tmp_path):
     assert (again / PAGE).read_text() == page
 
 
+def test_a_measurement_that_two_processes_made_counts_once(tmp_path):
+    run(Squares(), tmp_path)
+    lines = (tmp_path / RESULTS).read_text()
+    with (tmp_path / RESULTS).open("a") as file:
+        file.write(lines)
+    Squares().write_page(tmp_path, tmp_path)
+    assert (tmp_path / RESULTS).read_text() == lines
+
+
 def test_page_of_nothing(tmp_path):
     Squares().write_page(tmp_path, tmp_path)
     assert "Nothing was measured yet." in (tmp_path / PAGE).read_text()
