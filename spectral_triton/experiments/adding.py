@@ -78,8 +78,8 @@ class Adding(Task):
             # A gradient may grow by (1 + margin)^T, so a longer memory needs a narrower band.
             margin=min(0.02, 4 / length),
             learning_rate=rate,
-            # Over T = 50, 5 to 125 times the rate of the rest are level; 1 errs twice as much.
-            reflector_rate=5 * rate,
+            # Over T = 50 much more is level, the rate of the rest itself errs twice as much.
+            reflector_rate=8 * rate,
             sigma_rate=5 * rate,
         )
 

@@ -28,7 +28,7 @@ BASE: Mapping[str, Any] = {
     "num_reflectors": 16,
     "nonlinearity": "leaky_relu",
     "init": "cayley",
-    "reflector_rate": 5,
+    "reflector_rate": 8,
     "sigma_rate": 5,
 }
 """The settings of the task; ``reflector_rate`` and ``sigma_rate`` count in rates of the rest."""
@@ -38,7 +38,7 @@ LEVELS: Mapping[str, tuple[Any, ...]] = {
     "num_reflectors": (1, 2, 4, 8, 16, 32, 64),
     "nonlinearity": ("tanh", "relu", "leaky_relu", "identity", "modrelu"),
     "init": ("identity", "haar", "henaff", "cayley"),
-    "reflector_rate": (0.2, 1, 5, 25, 125),
+    "reflector_rate": (0.125, 1, 8, 64, 512),
     "sigma_rate": (0.2, 1, 5, 25, 125),
 }
 LABELS = {
