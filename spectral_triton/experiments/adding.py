@@ -78,7 +78,7 @@ class Adding(Task):
             # A gradient may grow by (1 + margin)^T, so a longer memory needs a narrower band.
             margin=min(0.02, 4 / length),
             learning_rate=rate,
-            # Over T = 50 much more is level, the rate of the rest itself errs twice as much.
+            # Not critical: over T = 50, from 1 to 64 times the rate of the rest are level.
             reflector_rate=8 * rate,
             sigma_rate=5 * rate,
         )
