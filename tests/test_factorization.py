@@ -35,6 +35,9 @@ def test_reflectors_are_as_long_as_drawn_ones_within_half_a_power_of_two():
         ratio = side.norm(dim=-1) / usual_length(side)
         assert ratio.min() > 0.7
         assert ratio.max() < 1.42
+        # LAPACK's begin with 1, so what they were multiplied by stands there.
+        mantissa, _ = torch.frexp(side.diagonal(dim1=-2, dim2=-1))
+        assert ((mantissa == 0.5) | (mantissa == 0)).all()
 
 
 @pytest.mark.parametrize("w", [torch.zeros(3, 4), torch.eye(4), -torch.eye(3), torch.eye(2, 5)])
