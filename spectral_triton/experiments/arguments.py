@@ -7,7 +7,7 @@ import importlib.util
 import typer
 
 EXTRA = "pip install 'spectral-triton[experiments]'"
-PACKAGES = ("matplotlib", "pooch", "rich", "tensorboard")
+PACKAGES = ("filelock", "matplotlib", "pooch", "rich", "tensorboard")
 
 
 def listed(values: list[str]) -> list[str]:

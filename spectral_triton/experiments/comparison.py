@@ -12,6 +12,7 @@ from spectral_triton.experiments import plots
 from spectral_triton.experiments.checkpoint import write_text
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.lock import is_empty
 from spectral_triton.experiments.processes import Processes
 from spectral_triton.experiments.progress import ProgressReport, summary_table
 from spectral_triton.experiments.run_folder import RunFolder
@@ -52,7 +53,7 @@ class Comparison:
             raise UsageError(f"--output {self.output} is not a folder")
         for entry in self.output.iterdir() if self.output.exists() else ():
             ours = entry.name in (*PICTURES, TABLE) or (entry / "config.json").is_file()
-            if not ours and not (entry.is_dir() and not any(entry.iterdir())):
+            if not ours and not (entry.is_dir() and is_empty(entry)):
                 raise UsageError(
                     f"--output {self.output} holds {entry.name}, which is no run: choose another "
                     "folder"

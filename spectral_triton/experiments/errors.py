@@ -13,6 +13,10 @@ class UsageError(ExperimentError):
     exit_code = 2
 
 
+class FolderInUse(ExperimentError):
+    """A folder that another process is writing to."""
+
+
 class DataError(ExperimentError):
     """A data file that is missing or damaged."""
 

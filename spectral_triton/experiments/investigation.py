@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from spectral_triton.experiments.checkpoint import write_text
-from spectral_triton.experiments.errors import DataError, ExperimentError, Interrupted, UsageError
+from spectral_triton.experiments.errors import (
+    DataError,
+    ExperimentError,
+    FolderInUse,
+    Interrupted,
+    UsageError,
+)
+from spectral_triton.experiments.lock import locked
 from spectral_triton.experiments.markdown import table
 from spectral_triton.experiments.provenance import provenance
 from spectral_triton.experiments.reproduction import BudgetLine, Selection
@@ -106,13 +113,21 @@ class Investigation(ABC):
         self, folder: Path, selection: Selection, data: DataFolder, report: ProgressReport
     ) -> list[str]:
         """Measures what is selected and not in ``folder/results.jsonl`` yet, line by line."""
+        try:
+            with locked(folder):
+                return self._run(folder, selection, data, report)
+        except FolderInUse as error:
+            return [f"{self.name}: {error}"]
+
+    def _run(
+        self, folder: Path, selection: Selection, data: DataFolder, report: ProgressReport
+    ) -> list[str]:
         import torch
 
         done = {_place(result) for result in read_results(folder / RESULTS, _place)}
         missing = [m for m in self.selected(selection) if m.place not in done]
         if selection.threads is not None:
             torch.set_num_threads(selection.threads)
-        folder.mkdir(parents=True, exist_ok=True)
         failures = []
         for measurement in missing:
             surroundings = Surroundings(data, selection.device, report)
@@ -139,7 +154,7 @@ class Investigation(ABC):
         What a person has to say about them is in ``notes.md`` there, and comes first.
         """
         order = {m.place: number for number, m in enumerate(self.measurements())}
-        # Two processes that share the folder may measure the same twice.
+        # Files from several machines, put together, may hold the same twice.
         known = {_place(r): r for r in read_results(folder / RESULTS, _place)}
         results = [known[place] for place in sorted(known.keys() & order, key=order.__getitem__)]
         lines = "".join(json.dumps(result) + "\n" for result in results)

@@ -53,6 +53,7 @@ def reproduce(
     """Run experiments with stored settings over several seeds, and write a page of each.
 
     What was run before is skipped and what was stopped goes on: repeat the command to continue.
+    Given several times at once, it passes over the runs that another process is at.
     """
     from spectral_triton.experiments.arguments import listed, require_packages, whole_numbers
     from spectral_triton.experiments.errors import ExperimentError, UsageError

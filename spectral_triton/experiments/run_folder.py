@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from spectral_triton.experiments.checkpoint import save_checkpoint, write_text
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import DataError, UsageError
+from spectral_triton.experiments.lock import is_empty, locked
 
 
 class RunFolder:
@@ -43,7 +45,7 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise UsageError(f"{self.path} is not a folder")
-        if not any(self.path.iterdir()):
+        if is_empty(self.path):
             return
         if not self.config_file.is_file():
             raise UsageError(f"{self.path} is not empty and holds no run: choose another --output")
@@ -68,8 +70,12 @@ class RunFolder:
                     f"{asked.get(field)!r} here"
                 )
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other processes from this run; raises ``FolderInUse`` if one has it."""
+        return locked(self.path)
+
     def open(self, config: RunConfig, *, metrics_bytes: int, step: int) -> None:
-        """Makes the folder and continues its metrics after ``metrics_bytes``, those of ``step``."""
+        """Continues the metrics after ``metrics_bytes``, those of ``step``."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.path.mkdir(parents=True, exist_ok=True)
@@ -133,6 +139,9 @@ class RunFolder:
 
 
 class _Unwritten(RunFolder):
+    def locked(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def open(self, config: RunConfig, *, metrics_bytes: int, step: int) -> None:
         pass
 

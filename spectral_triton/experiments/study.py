@@ -12,6 +12,7 @@ from spectral_triton.experiments.config import RunConfig, make_config
 from spectral_triton.experiments.errors import (
     DataError,
     ExperimentError,
+    FolderInUse,
     Interrupted,
     TrainingStopped,
     UsageError,
@@ -189,6 +190,8 @@ class Study:
     ) -> list[str]:
         """Runs what is selected and not finished yet; returns what went wrong on the way.
 
+        A run that another process is at is passed over, and said so at the end.
+
         Raises:
             UsageError: if a run's folder holds other settings, before anything is run.
             Interrupted: at Ctrl-C, after saving.
@@ -239,25 +242,31 @@ class Job:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         task = self.config.build_task(data)
-        failure = None
+        metric = dataclasses.asdict(task.metric)
         try:
             Training(self.config, task, folder, report).run()
-        except TrainingStopped as error:
-            failure = error.reason
+        except FolderInUse:
             raise
-        except ExperimentError as error:
-            failure = None if isinstance(error, Interrupted) else str(error)
+        except BaseException as error:
+            self._keep(folder, metric, _failure(error))
             raise
-        finally:
-            if folder.config_file.is_file():
-                self._keep(folder, dataclasses.asdict(task.metric), failure)
+        self._keep(folder, metric, None)
 
     def _keep(self, folder: RunFolder, metric: dict[str, Any], failure: str | None) -> None:
+        if not folder.config_file.is_file():
+            return
         path = folder.path / RECORD
         sessions = (folder.read_json(path) or {}).get("sessions", [])
         sessions.append(provenance(self.config.device))
         record = {"metric": metric, "failure": failure, "sessions": sessions}
         folder.write_json(path, record)
+
+
+def _failure(error: BaseException) -> str | None:
+    if isinstance(error, TrainingStopped):
+        return error.reason
+    known = isinstance(error, ExperimentError) and not isinstance(error, Interrupted)
+    return str(error) if known else None
 
 
 def _chosen(asked: Sequence[str] | None, known: Iterable[str], message: str) -> list[str]:

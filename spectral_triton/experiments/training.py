@@ -88,17 +88,19 @@ class Training:
         Raises:
             TrainingStopped: at a loss or gradient that is not finite.
             Interrupted: at Ctrl-C, after saving.
+            FolderInUse: if another process is at this run.
         """
         finished = self.processes.agreed(self.folder.read_json(self.folder.summary_file))
         if finished is not None:
             return finished
-        try:
-            self._begin()
-            with Interruption() as interruption, flushed_denormals():
-                self._loop(interruption)
-            return self._finish()
-        finally:
-            self.folder.close()
+        with self.folder.locked():
+            try:
+                self._begin()
+                with Interruption() as interruption, flushed_denormals():
+                    self._loop(interruption)
+                return self._finish()
+            finally:
+                self.folder.close()
 
     def _begin(self) -> None:
         started = self.processes.agreed(self.folder.last.is_file())

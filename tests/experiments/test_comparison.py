@@ -36,6 +36,7 @@ def test_runs_lie_side_by_side(compare, listener, tmp_path):
     assert {path.name for path in output.iterdir()} == {*names, *pictures}
     inside = {path.name for path in (output / "spectral-seed0").iterdir()}
     assert inside == {
+        ".lock",
         "config.json",
         "metrics.jsonl",
         "tensorboard",

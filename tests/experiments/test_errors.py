@@ -8,6 +8,7 @@ from spectral_triton.experiments import errors
     [
         (errors.UsageError, 2),
         (errors.DataError, 1),
+        (errors.FolderInUse, 1),
         (errors.TrainingStopped, 1),
         (errors.Interrupted, 130),
     ],

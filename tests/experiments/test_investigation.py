@@ -10,6 +10,7 @@ from spectral_triton.experiments.investigation import (
     Investigation,
     Measurement,
 )
+from spectral_triton.experiments.lock import locked
 from spectral_triton.experiments.markdown import table
 from spectral_triton.experiments.reproduction import Selection
 
@@ -71,6 +72,14 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert study.calls == [2, 3, 2, 3, 2]
     run(study, tmp_path)
     assert len(study.calls) == 5
+
+
+def test_two_processes_do_not_measure_in_one_folder(tmp_path):
+    study = Squares()
+    with locked(tmp_path):
+        assert run(study, tmp_path) == [f"squares: {tmp_path} is in use by another process"]
+    assert study.calls == []
+    assert run(study, tmp_path) == []
 
 
 def test_a_failure_does_not_keep_the_rest_from_going_on(tmp_path):

@@ -24,6 +24,12 @@ def test_new_and_empty_folders_are_taken(tmp_path, config):
     RunFolder(tmp_path).check(config, resume=True)
 
 
+def test_a_process_that_died_before_its_first_file_leaves_a_folder_that_is_taken(tmp_path, config):
+    with RunFolder(tmp_path / "run").locked():
+        pass
+    RunFolder(tmp_path / "run").check(config, resume=False)
+
+
 def test_foreign_folders_are_refused(tmp_path, config):
     (tmp_path / "thesis.tex").write_text("")
     for resume in (False, True):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spectral_triton.experiments.errors import Interrupted, TrainingStopped, UsageError
+from spectral_triton.experiments.lock import LOCK, locked
 from spectral_triton.experiments.reproduction import BudgetLine, Selection
 from spectral_triton.experiments.storage import DataFolder
 from spectral_triton.experiments.study import RECORD, Case, Goal, Recipe
@@ -93,6 +94,17 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny_study, run, tmp_path,
     assert sorted(files(tmp_path / "out", "summary.json")) == sorted(LEAVES[1:])
     record = json.loads((tmp_path / "out/spectral/seed-0" / RECORD).read_text())
     assert record["failure"] == "the loss is nan"
+
+
+def test_a_run_of_another_process_is_passed_over(tiny_study, run, tmp_path):
+    taken = tmp_path / "out/spectral/seed-0"
+    with locked(taken):
+        (failure,) = run(tiny_study())
+        assert failure == f"tiny/spectral/seed-0: {taken} is in use by another process"
+        assert [path.name for path in taken.iterdir()] == [LOCK]
+    assert sorted(files(tmp_path / "out", "summary.json")) == sorted(LEAVES[1:])
+    assert run(tiny_study()) == []
+    assert sorted(files(tmp_path / "out", "summary.json")) == sorted(LEAVES)
 
 
 def test_missing_data_ends_the_reproduction_with_one_message(tiny_study, run):
