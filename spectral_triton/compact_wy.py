@@ -54,14 +54,20 @@ def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Ten
     # Scaling the largest entry to 2 to 4 first keeps the squares of 1e-30 or 1e30 in range. By a
     # power of two: what a program is traced to do here is to the bit what is done without.
     largest = rows.detach().abs().amax(-1, keepdim=True)
-    if is_differentiated():
-        largest = torch.where(largest == 0, 1, largest)
+    zero = largest == 0
+    differentiated = is_differentiated()
+    if differentiated:
+        # H(v) has no derivative at zero and is given none, of any order. That cuts off what comes
+        # before: masked afterwards it would be 0 * inf.
+        rows, largest = rows.masked_fill(zero, 0), largest.masked_fill(zero, 1)
     largest = largest.clamp_min(limits.smallest_normal)
     scale = 4 * torch.frexp(largest).mantissa / largest
     rows = rows * scale
-    # Only rows of denormal numbers are shorter than two now, and only zero rows shorter than this.
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    length = torch.where(length < limits.eps, 1, length)
+    # Two at least, but for rows of zeros or denormal numbers.
+    length = torch.linalg.vector_norm(
+        rows.masked_fill(zero, 1) if differentiated else rows, dim=-1, keepdim=True
+    )
+    length = length.masked_fill(zero, 1)
     # A scale is finite: the inverse of a denormal length times a gradient of zero would be NaN.
     return rows / length, (scale / length).clamp_max(limits.max)
 

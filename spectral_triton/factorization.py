@@ -41,11 +41,12 @@ def factor_dense(
         w: The matrix, shape ``(..., m, n)``.
         num_reflectors: All p = min(m, n) per side (None), an int or a pair (left, right).
         bounds: Interval of the singular values; those outside by no more than the rounding error
-            of the decomposition are moved onto the bound.
+            of the decomposition are moved onto the bound. Where -σ is nearer to it than σ, it is
+            taken instead, with the other sign.
         out_of_bounds: "raise", or "clip" to move any singular value into the bounds.
 
     Returns:
-        left ``(..., k_u, m)``, σ ``(..., p)`` in falling order, right ``(..., k_v, n)``, both
+        left ``(..., k_u, m)``, σ ``(..., p)`` with \|σ\| falling, right ``(..., k_v, n)``, both
         triangular and about as long as drawn ones (:mod:`spectral_triton.init`), and signs
         ``(..., p)`` of ±1. No gradient flows to ``w``.
 
@@ -64,6 +65,8 @@ def factor_dense(
     check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
     if w.dim() < 2 or 0 in w.shape[-2:]:
         raise ValueError(f"w must be a matrix (..., m, n) with m, n >= 1, got {tuple(w.shape)}")
+    if w.is_meta:
+        raise ValueError("w must have values, got a tensor on the meta device")
     if not w.isfinite().all():
         raise ValueError("w must be finite, got NaN or infinite entries")
     k_u, k_v = resolve_num_reflectors(num_reflectors, *w.shape[-2:])
@@ -82,19 +85,25 @@ def factor_dense(
             f"which needs {needed} (left, right)"
         )
     (left, left_signs, _), (right, right_signs, _) = (_columns(q, k) for q, k in sides)
+    signs = left_signs * right_signs
     if bounds is not None:
         check_bounds(bounds)
         # Backward error of the decomposition, relative to the norm.
         slack = rtol * sigma[..., :1]
-        outside = (sigma < bounds[0] - slack) | (sigma > bounds[1] + slack)
-        if out_of_bounds == "raise" and outside.any():
+        flipped = _distance(-sigma, bounds) < _distance(sigma, bounds)
+        signed = torch.where(flipped, -sigma, sigma)
+        if out_of_bounds == "raise" and (_distance(signed, bounds) > slack).any():
             raise ValueError(
                 f"the matrix has singular values from {sigma.min().item():.6g} to "
                 f"{sigma.max().item():.6g}, outside the bounds {tuple(bounds)}; "
                 "out_of_bounds='clip' moves them inside"
             )
-        sigma = sigma.clamp(*bounds)
-    return _lengthened(left), sigma, _lengthened(right), left_signs * right_signs
+        sigma, signs = signed.clamp(*bounds), torch.where(flipped, -signs, signs)
+    return _lengthened(left), sigma, _lengthened(right), signs
+
+
+def _distance(values: Tensor, bounds: tuple[float, float]) -> Tensor:
+    return (values - values.clamp(*bounds)).abs()
 
 
 def _lengthened(reflectors: Tensor) -> Tensor:

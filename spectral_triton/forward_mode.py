@@ -11,8 +11,11 @@ from torch.autograd import forward_ad
 
 
 def in_forward_mode() -> bool:
-    """Whether a level of forward-mode differentiation is open, as in ``torch.func.jvp``."""
-    return forward_ad._current_level >= 0
+    """Whether a level of forward-mode differentiation is open, as in ``torch.func.jvp``.
+
+    So it is while ``torch.jit.trace`` looks on, which knows no Functions either.
+    """
+    return forward_ad._current_level >= 0 or torch.jit.is_tracing()
 
 
 def is_differentiated() -> bool:

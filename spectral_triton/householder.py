@@ -178,9 +178,9 @@ def householder_product(
     """
     _check_reflectors(reflectors)
     k, n = reflectors.shape[-2:]
-    columns = n if num_columns is None else num_columns
-    if not isinstance(columns, int) or isinstance(columns, bool):
+    if not isinstance(num_columns, int | None) or isinstance(num_columns, bool):
         raise TypeError(f"num_columns must be an int or None, got {num_columns!r}")
+    columns = n if num_columns is None else num_columns
     if not 0 <= columns <= n:
         raise ValueError(f"num_columns must be between 0 and n = {n}, got {num_columns}")
     batch = reflectors.shape[:-2]

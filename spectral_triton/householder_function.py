@@ -165,10 +165,12 @@ class ApplyFactors(FlatFunction):
     def backward(
         ctx: Any, grad_y: Tensor | None, grad_inner: Tensor | None, *others: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        left, sigma, right, *prepared, y, inner = ctx.saved_tensors[:11]
+        # Read once: a checkpoint computes them for the first reader alone.
+        saved = ctx.saved_tensors
+        left, sigma, right, *prepared, y, inner = saved[:11]
         from_left, from_right = prepared[:3], prepared[3:]
         # A product of several blocks has coefficients, one of a single block has none.
-        coefficients = ctx.saved_tensors[11:]
+        coefficients = saved[11:]
         c_left = () if is_one_block(from_left[0], y) else coefficients[:1]
         c_right = coefficients[len(c_left) :]
         triangular = ctx.triangular

@@ -71,7 +71,8 @@ def _constant(module: Any, name: str, known: Known) -> Constant:
         if kind in (nn.Sequential, SVDMLP):
             parts = [
                 _constant(part, f"{name}.{key}".lstrip("."), known)
-                for key, part in module.named_children()
+                # Not named_children, which passes over a module that stands there again.
+                for key, part in module._modules.items()
             ]
             return math.prod(parts, start=1.0)
         if kind is SVDResidualBlock:
@@ -148,7 +149,9 @@ def _average_pool(dimensions: int) -> Callable[[Any], float]:
 
 
 def _adaptive_average(pool: Any) -> float:
-    if any(size != 1 for size in _each(pool.output_size, 1)):
+    size = pool.output_size
+    # None leaves a dimension as it is.
+    if any(s not in (1, None) for s in (size if isinstance(size, tuple) else (size,))):
         raise _UnknownError("windows depend on the input, except for output_size = 1")
     return 1.0
 
@@ -172,6 +175,13 @@ def _alpha_dropout(dropout: Any) -> float:
     return 1.0
 
 
+def _softplus(softplus: nn.Softplus) -> float:
+    # Beyond the threshold it is x itself, which at the usual one is less than a rounding away.
+    if softplus.threshold < 20:
+        raise _UnknownError("it jumps at its threshold, unless that is 20 at least")
+    return 1.0
+
+
 def _celu(celu: nn.CELU) -> float:
     if celu.alpha <= 0:
         raise _UnknownError("it needs a positive alpha")
@@ -179,7 +189,7 @@ def _celu(celu: nn.CELU) -> float:
 
 
 ONE = (
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softplus, nn.Softsign),
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign),
     *(nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardtanh, nn.ChannelShuffle),
     *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
 )
@@ -226,6 +236,7 @@ RULES: dict[type[nn.Module], Callable[..., Constant]] = {
     nn.PReLU: lambda relu: relu.weight.abs().amax().clamp(min=1.0),
     nn.ELU: lambda elu: max(1.0, abs(elu.alpha)),
     nn.CELU: _celu,
+    nn.Softplus: _softplus,
 }
 _NORMALISES = "it divides by the deviation of its input, so only 1 / sqrt(eps) bounds its slope"
 REFUSED: dict[type[nn.Module], str] = {

@@ -3,6 +3,7 @@ r"""A multilayer perceptron of layers with bounded singular values."""
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from spectral_triton.linear import SVDLinear
-from spectral_triton.residual import SVDResidualBlock
+from spectral_triton.residual import SVDResidualBlock, make_activation
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.validation import check_integer
 
@@ -81,5 +82,11 @@ class SVDMLP(nn.Sequential):
                 continue
             layers.append(SVDLinear(before, after, bias, spectrum=spectrum, **options))
             if not is_last:
-                layers.append(activation())
+                layers.append(make_activation(activation, device, dtype))
         super().__init__(*layers)
+
+    def __getitem__(self, idx: slice | int) -> Any:
+        """A layer, or a ``nn.Sequential`` of some of them: a part has no widths to be made from."""
+        if isinstance(idx, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[idx]))
+        return super().__getitem__(idx)

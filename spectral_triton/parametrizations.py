@@ -69,9 +69,9 @@ def svd(
 
     Raises:
         TypeError: if an argument has the wrong type, or the weight no real floating dtype.
-        ValueError: if the module has no such tensor or it is no matrix, its rows do not split into
-            ``num_blocks``, ``num_reflectors`` is too large, or with "raise" a singular value is
-            out of bounds.
+        ValueError: if the module has no such tensor, it is parametrized or no matrix, its rows do
+            not split into ``num_blocks``, ``num_reflectors`` is too large, or with "raise" a
+            singular value is out of bounds.
 
     Example:
         >>> layer = svd(nn.Linear(8, 8))
@@ -92,6 +92,11 @@ def svd(
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor):
         raise ValueError(f"name must be a parameter or buffer of {module}, got {name!r}")
+    if parametrize.is_parametrized(module, name):
+        raise ValueError(
+            f"{name} of {type(module).__name__} is parametrized already; svd, which is made of "
+            "several tensors, has to come first"
+        )
     check_floating(name, weight)
     check_integer("num_blocks", num_blocks, 1)
     check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
@@ -118,6 +123,24 @@ def svd_names(module: nn.Module) -> list[str]:
     chains: Any = module.parametrizations
     # Only the first parametrization of a tensor can own several parameters.
     return [name for name, chain in chains.items() if isinstance(chain[0], _SVD)]
+
+
+def svd_blocks(module: nn.Module, name: str) -> int:
+    """Of how many matrices a tensor in SVD form is stacked."""
+    chains: Any = module.parametrizations
+    return chains[name][0].num_blocks
+
+
+def svd_singular_values(module: nn.Module, name: str) -> Tensor | None:
+    """σ (num_blocks, p) of a tensor in SVD form; None of others, or where more is done to it."""
+    if name not in svd_names(module):
+        return None
+    chains: Any = module.parametrizations
+    chain = chains[name]
+    if len(chain) > 1:
+        return None
+    raw = getattr(chain, "original2", None)
+    return spectrum_values(chain[0].spectrum, raw, chain[0].signs)
 
 
 def remove_svd(module: nn.Module, name: str = "weight") -> nn.Module:

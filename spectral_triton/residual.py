@@ -11,6 +11,18 @@ from spectral_triton.linear import SVDLinear
 from spectral_triton.spectrum import SignedSpectrum, Spectrum
 
 
+def make_activation(
+    activation: Callable[[], nn.Module],
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """φ with its parameters, if it has any, where those of the layer are."""
+    made = activation()
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"activation must make a torch.nn.Module, got {made!r}")
+    return made.to(device=device, dtype=dtype)
+
+
 class SVDResidualBlock(nn.Module):
     r"""A residual layer of constant width.
 
@@ -72,9 +84,7 @@ class SVDResidualBlock(nn.Module):
             num_reflectors=num_reflectors,
             spectrum=SignedSpectrum(0.5) if spectrum is None else spectrum,
         )
-        self.activation = activation()
-        if not isinstance(self.activation, nn.Module):
-            raise TypeError(f"activation must make a torch.nn.Module, got {self.activation!r}")
+        self.activation = make_activation(activation, device, dtype)
 
     @property
     def singular_values(self) -> Tensor:

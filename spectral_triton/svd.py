@@ -274,6 +274,8 @@ class HouseholderSVD(SVDAlgebra):
         """Whether one Function computes W x: a single matrix, whose factors are both applied."""
         if self._batch or may_launch(x) or in_forward_mode() or x.numel() == 0:
             return False
+        if self.left is self.right and torch.compiler.is_compiling():
+            return False  # torch.compile refuses a Function that is given one tensor twice.
         count = count_for_rule(math.prod(x.shape[:-1]))
         return all(
             k > 0 and not forms_product(count, k, n, self.triangular)

@@ -82,7 +82,9 @@ class SVDAlgebra(ABC):
             >>> torch.testing.assert_close(x, torch.tensor([1.0, 0.5, 0.25]))
         """
         is_square = self.shape[-2] == self.shape[-1]
-        return (self.inverse(check_errors=check_errors) if is_square else self.pinv()) @ b
+        inverse = self.inverse(check_errors=check_errors) if is_square else self.pinv()
+        # Not inverse @ b, which torch.compile takes for a product of tensors.
+        return inverse.__matmul__(b)
 
     def inverse(self, *, check_errors: bool = True) -> HouseholderSVD:
         r"""The inverse :math:`V \mathrm{diag}(s/\sigma) U^\top`, with the same reflectors, at once.
@@ -138,7 +140,8 @@ class SVDAlgebra(ABC):
 
     def cond(self) -> Tensor:
         """The largest over the smallest absolute singular value, shape (...); infinite for zero."""
-        return self.spectral_norm() / self.singular_values.abs().amin(-1)
+        least = self.singular_values.abs().amin(-1)
+        return (self.spectral_norm() / least).masked_fill(least == 0, torch.inf)
 
     def truncate(self, rank: int) -> HouseholderSVD:
         r"""The best approximation of given rank: all but the largest singular values become zero.
@@ -237,9 +240,11 @@ class SVDAlgebra(ABC):
             raise TypeError(f"exponent must be an int, got {exponent!r}")
         factors: SVDAlgebra = self if exponent >= 0 else self.inverse()
         y = x.to(self.dtype) if x.dtype.itemsize == 2 else x
+        # A column for each matrix, since one vector becomes as many as there are matrices.
+        y = y.expand(*self._batch, *x.shape).unsqueeze(-2) if x.dim() == 1 else y
         for _ in range(abs(exponent)):
             y = factors.apply(y)
-        return y.to(x.dtype)
+        return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
 
     def frobenius_norm(self) -> Tensor:
         r""":math:`\|W\|_F = \sqrt{\sum_i \sigma_i^2}`, shape (...), differentiable.

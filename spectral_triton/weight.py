@@ -186,7 +186,11 @@ class SVDWeight(nn.Module):
         if tuple(w.shape) != self.shape:
             raise ValueError(f"w must have shape {self.shape}, got {tuple(w.shape)}")
         values = parameters_from_dense(
-            w.to(self.left.device), self.spectrum, self.num_reflectors, out_of_bounds
+            # On the meta device, for load_state_dict(assign=True), it stays where it is.
+            w if self.left.is_meta else w.to(self.left.device),
+            self.spectrum,
+            self.num_reflectors,
+            out_of_bounds,
         )
         names = ("left", "raw_singular_values", "right", "signs")
         return {
@@ -266,7 +270,7 @@ def parameters_from_dense(
     # stay trainable, values given as they are move by no more than rounding.
     finite = [abs(bound) for bound in (lower, upper) if math.isfinite(bound)]
     if out_of_bounds == "clip":
-        inset = 1e-3 * (upper - lower if len(finite) == 2 else max(1.0, *finite))
+        inset = 1e-3 * (upper - lower if len(finite) == 2 else max([1.0, *finite]))
     else:
         inset = torch.finfo(sigma.dtype).eps * max(finite, default=0.0)
     inside = sigma.double().clamp(lower + inset, upper - inset)

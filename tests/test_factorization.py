@@ -85,6 +85,18 @@ def test_bounds_forgive_rounding_only():
     torch.testing.assert_close(rebuilt(*clipped), 2 * q.double(), rtol=0, atol=3e-6)
 
 
+def test_the_sign_that_is_nearer_to_the_bounds_is_taken():
+    w = torch.diag(torch.tensor([2.0, 0.9, 0.1]))
+    left, sigma, right, signs = factor_dense(w, bounds=(-2.5, 1.0))
+    assert sigma.tolist() == pytest.approx([-2.0, 0.9, 0.1])
+    torch.testing.assert_close(rebuilt(left, sigma, right, signs), w.double(), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"from 0\.1 to 2, outside the bounds \(-1\.5, 1\.0\)"):
+        factor_dense(w, bounds=(-1.5, 1.0))
+    clipped = factor_dense(w, bounds=(-1.5, 1.0), out_of_bounds="clip")
+    expected = torch.diag(torch.tensor([1.5, 0.9, 0.1])).double()
+    torch.testing.assert_close(rebuilt(*clipped), expected, rtol=0, atol=1e-6)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"w must be a matrix.*\(0, 3\)"):
         factor_dense(torch.ones(0, 3))

@@ -86,6 +86,39 @@ def test_second_derivatives_in_every_nesting(function, oracle, shapes):
     torch.testing.assert_close(hessian(scalar(function))(primals[argument]), expected)
 
 
+def of_rows(name, x, v, triangular):
+    """A product of x with what the rows of v, some of them zero, make."""
+    if name == "apply":
+        return apply_reflectors(x, v, triangular=triangular)
+    if name == "product":
+        return x @ householder_product(v, triangular=triangular).mT
+    return HouseholderSVD(v, x[0], v, triangular=triangular).apply(x)
+
+
+def of_other_rows(name, x, v):
+    if name == "svd":
+        return x @ reference.svd_to_dense(v, x[0], v).mT
+    return reference.apply_reflectors(x, v)
+
+
+@pytest.mark.parametrize("name", ["apply", "product", "svd"])
+@pytest.mark.parametrize("many", [2, 40])
+@pytest.mark.parametrize("triangular", [False, True])
+@pytest.mark.parametrize("outer", [jacfwd, jacrev])
+@pytest.mark.parametrize("inner", [jacfwd, jacrev])
+def test_second_derivatives_are_zero_at_zero_reflectors(name, many, triangular, outer, inner):
+    x, v = tensors((many, 5), (3, 5))
+    v[1] = 0
+    others = torch.tensor([0, 2])
+    mask = torch.ones_like(v).triu() if triangular else torch.ones_like(v)
+    expected = torch.zeros(3, 5, 3, 5, dtype=torch.float64)
+    expected[others[:, None], :, others] = jacrev(
+        jacrev(lambda w: of_other_rows(name, x, w * mask[others]).pow(3).sum())
+    )(v[others]).transpose(1, 2)
+    actual = outer(inner(lambda v: of_rows(name, x, v, triangular).pow(3).sum()))(v)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
 @table()
 def test_finite_differences(function, oracle, shapes):
     inputs = tuple(a.requires_grad_() for a in tensors(*shapes))

@@ -161,7 +161,7 @@ def test_second_derivatives_pass_by_zero_reflectors():
     _, wanted_x, wanted_v = gradients(lambda x, v: penalty(oracle, x, v), x, v[[0, 2]])
     close(grad_x, wanted_x, atol=1e-11)
     close(grad_v[[0, 2]], wanted_v, atol=1e-11)
-    assert grad_v.isfinite().all()
+    assert torch.equal(grad_v[1], torch.zeros(5))
 
 
 @pytest.mark.parametrize("num_vectors", [2, 40])

@@ -172,6 +172,16 @@ def test_meta_device():
     assert layer.bias.isfinite().all()
 
 
+def test_a_layer_without_memory_takes_a_dense_checkpoint_over():
+    linear = nn.Linear(3, 4)
+    layer = SVDLinear(3, 4, device="meta", spectrum=SoftplusSpectrum())
+    layer.load_state_dict(linear.state_dict(), assign=True)
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(layer(x), linear(x), rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match="w must have values, got a tensor on the meta device"):
+        SVDLinear.from_linear(nn.Linear(3, 4, device="meta"))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_vectors", [3, 400])
 def test_half_precision_is_more_exact_than_linear(dtype, num_vectors):

@@ -98,6 +98,7 @@ def test_bounds(make, shape):
 ELEMENTWISE = set(map(nn.__dict__.get, nn.modules.activation.__all__)) - {nn.Softmax, nn.Softmin}
 ACTIVATIONS = [
     *(kind() for kind in CONSTANTS if kind in ELEMENTWISE),
+    *(nn.Softplus(), nn.Softplus(2.0, 30.0)),
     *(nn.GELU(), nn.GELU("tanh"), nn.LeakyReLU(0.1), nn.LeakyReLU(-2.0), nn.ELU(0.5), nn.ELU(3.0)),
     *(nn.CELU(0.7), nn.PReLU(init=0.3), nn.PReLU(init=-1.5), nn.RReLU(1.5, 1.5), nn.Hardtanh(0, 9)),
 ]
@@ -111,6 +112,21 @@ def test_activations(activation):
     bound = lipschitz_constant(activation)
     # Rounding of the slope itself, and steps of 5e-5 between its samples.
     assert bound * (1 - 1e-6) <= slope <= bound * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("repeat", [1, 2, 3])
+def test_a_module_that_stands_several_times_counts_as_often(repeat):
+    linear = nn.Linear(3, 3, bias=False)
+    linear.weight.data = 2 * torch.eye(3)
+    assert lipschitz_constant(nn.Sequential(*[linear, nn.Identity()] * repeat)) == 2**repeat
+    steep = nn.PReLU(init=3.0)
+    mlp = SVDMLP([3, 4, 5, 2], activation=lambda: steep, spectrum=FixedSpectrum())
+    assert lipschitz_constant(mlp) == 9
+
+
+def test_pooling_to_the_size_that_is_there():
+    assert lipschitz_constant(nn.AdaptiveAvgPool2d((None, 1))) == 1
+    assert lipschitz_constant(nn.AdaptiveAvgPool1d(None)) == 1
 
 
 def test_softmax_attains_its_bound():
@@ -185,6 +201,8 @@ def test_constants_of_ones_own():
         (nn.Hardshrink(), "not continuous"),
         (nn.AlphaDropout(), "known in eval mode only"),
         (nn.CELU(-1.0), "positive alpha"),
+        (nn.Softplus(threshold=0), "jumps at its threshold"),
+        (nn.AdaptiveAvgPool2d((None, 2)), "windows depend on the input"),
         (nn.AdaptiveAvgPool1d(2), "windows depend on the input"),
         (nn.LSTM(2, 2), "LSTM: its constant is not known"),
         (SVDWeight(2, 2, num_blocks=2), "several matrices"),

@@ -65,6 +65,21 @@ def test_learns():
     assert losses[-1] < losses[0] / 4
 
 
+def test_parts():
+    mlp = SVDMLP([4, 8, 8, 2])
+    assert type(mlp[:-1]) is nn.Sequential
+    assert list(mlp[1:]) == [mlp[1], mlp[2], mlp[3]]
+    x = torch.randn(3, 4)
+    assert torch.equal(mlp[-1](mlp[:-1](x)), mlp(x))
+
+
+def test_activations_live_where_the_layers_do():
+    mlp = SVDMLP([4, 8, 8, 2], dtype=torch.float32, activation=nn.PReLU)
+    assert mlp(torch.randn(3, 4, dtype=torch.float32)).dtype == torch.float32
+    mlp = SVDMLP([4, 8, 8, 2], device="meta", activation=nn.PReLU)
+    assert all(p.is_meta for p in mlp.parameters())
+
+
 @pytest.mark.parametrize(
     ("widths", "options", "error", "message"),
     [
@@ -72,6 +87,8 @@ def test_learns():
         (3, {}, ValueError, "widths must be two sizes or more, got 3"),
         ([3, 0], {}, ValueError, "widths must be at least 1, got 0"),
         ([3, 2.5], {}, TypeError, "widths must be an int"),
+        ([3, 4, 2], {"activation": torch.relu_}, TypeError, r"relu_\(\) missing"),
+        ([3, 4, 2], {"activation": dict}, TypeError, r"activation must make .* got \{\}"),
         ([3, 2], {"num_reflectors": -1}, ValueError, "num_reflectors must be at least 0"),
     ],
 )

@@ -260,6 +260,16 @@ def test_buffers_and_frozen_parameters():
         (lambda: svd(nn.Linear(3, 3), num_blocks=0), ValueError, "num_blocks .*got 0"),
         (lambda: svd(nn.Linear(3, 3), num_blocks=1.0), TypeError, r"num_blocks .*1\.0"),
         (lambda: svd(nn.Linear(3, 5), num_reflectors=4), ValueError, "num_reflectors .*3, got 4"),
+        (
+            lambda: svd(svd(nn.Linear(3, 3))),
+            ValueError,
+            "weight of Parametrized.* has to come first",
+        ),
+        (
+            lambda: svd(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))),
+            ValueError,
+            "parametrized already",
+        ),
         (lambda: svd(nn.Linear(3, 3), spectrum=0.5), TypeError, r"spectrum .*0\.5"),
         (lambda: svd(nn.Linear(3, 3), out_of_bounds="x"), ValueError, "out_of_bounds .*'x'"),
         (

@@ -123,6 +123,51 @@ def test_powers(exponent, shape):
     torch.testing.assert_close(factors.apply_power(x, exponent), expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("exponent", [-2, 0, 1, 3])
+@pytest.mark.parametrize("batch", [(3,), (2, 1), (2, 3), (0,)])
+def test_powers_of_several_matrices(exponent, batch):
+    factors = factored(4, 4, batch, signed=False)
+    x = torch.randn(4)
+    expected = torch.linalg.matrix_power(factors.to_dense(), exponent) @ x
+    torch.testing.assert_close(factors.apply_power(x, exponent), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_condition_of_singular_matrices_is_infinite():
+    sigma = torch.tensor([[1.0, 0.0], [0.0, 0.0], [4.0, -2.0]])
+    v = torch.zeros(0, 2)
+    expected = torch.tensor([torch.inf, torch.inf, 2.0])
+    assert torch.equal(HouseholderSVD(v, sigma, v).cond(), expected)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, x: f.gram().apply(x),
+        lambda f, x: f.polar()[1].apply(x),
+        lambda f, x: HouseholderSVD(f.left, f.singular_values, f.left).apply(x),
+        lambda f, x: f.solve(x.mT, check_errors=False),
+        lambda f, x: f.inverse(check_errors=False).apply(x),
+        lambda f, x: f.mT.pinv().apply(x),
+    ],
+)
+def test_compiles_in_one_graph(call):
+    left, sigma, right = factored(6, 6).left, torch.rand(6) + 0.5, torch.randn(3, 6)
+    x = torch.randn(4, 6)
+
+    def run(left, sigma, right):
+        return call(HouseholderSVD(left, sigma, right), x)
+
+    inputs = [a.clone().requires_grad_() for a in (left, sigma, right)]
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    actual, expected = compiled(*inputs), run(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    pair = [
+        torch.autograd.grad(y.square().sum(), inputs, allow_unused=True, materialize_grads=True)
+        for y in (actual, expected)
+    ]
+    torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-10)
+
+
 def test_powers_round_once():
     factors = HouseholderSVD.from_dense(torch.linalg.qr(torch.randn(8, 8)).Q.float())
     x = torch.randn(5, 8).bfloat16()

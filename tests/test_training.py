@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 
 from spectral_triton import (
     SVDMLP,
@@ -161,6 +162,32 @@ def test_state_of_model_and_optimizer_goes_on_as_before(name):
     other.load_state_dict(saved["model"])
     other_optimizer.load_state_dict(saved["optimizer"])
     assert [step(other, other_optimizer, x).item() for _ in range(3)] == expected
+
+
+@models()
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_activations(name, use_reentrant):
+    model, x = build(name)
+    results = []
+    for run in (model, partial(checkpoint, model, use_reentrant=use_reentrant)):
+        leaf = x.clone().requires_grad_()
+        model.zero_grad()
+        y = run(leaf)
+        (y - 3).square().sum().backward()
+        results.append([y, leaf.grad, *[p.grad for p in model.parameters()]])
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again)
+
+
+@models()
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traces(name):
+    model, x = build(name)
+    # The check compares names of classes, which differ for parametrized modules.
+    traced = torch.jit.trace(model.double(), x.double(), check_trace=False)
+    other = torch.randn_like(x).double()
+    torch.testing.assert_close(traced(other), model(other), rtol=0, atol=1e-12)
 
 
 @models()

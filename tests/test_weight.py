@@ -272,6 +272,29 @@ def test_spectrum_of_ones_own():
     torch.testing.assert_close(weight.set_dense_(w).to_dense(), w, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("out_of_bounds", ["raise", "clip"])
+def test_spectrum_without_bounds(out_of_bounds):
+    class Free(Spectrum):
+        bounds = (-float("inf"), float("inf"))
+        initial = 1.0
+
+        def __call__(self, raw):
+            return raw * 1
+
+        def inverse(self, singular_values):
+            return singular_values * 1
+
+    w = torch.randn(3, 4)
+    weight = SVDWeight(3, 4, spectrum=Free()).set_dense_(w, out_of_bounds)
+    torch.testing.assert_close(weight.to_dense(), w, rtol=0, atol=1e-14)
+
+
+def test_negative_bounds_take_a_matrix_by_the_other_sign():
+    weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(-1.0, 0.1)).set_dense_(torch.eye(3))
+    torch.testing.assert_close(weight.singular_values, -torch.ones(3))
+    torch.testing.assert_close(weight.to_dense(), torch.eye(3), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -69,12 +69,14 @@ def gradient_norms(
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Without dropout for a while."""
-    was_training = module.training
+    # Each for itself: one that was frozen in evaluation mode stays so.
+    were_training = [part for part in module.modules() if part.training]
     module.eval()
     try:
         yield
     finally:
-        module.train(was_training)
+        for part in were_training:
+            part.training = True
 
 
 def state_parts(state: State) -> tuple[Tensor, ...]:

@@ -8,19 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
+from spectral_triton.parametrizations import svd_blocks, svd_names, svd_singular_values
+from spectral_triton.validation import full_precision
 from spectral_triton.weight import SVDWeight
 
-GATES = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
+GATES: dict[type[nn.Module], int] = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
 
 
 @torch.no_grad()
 def spectra(module: nn.Module) -> dict[str, Tensor]:
     r"""The singular values of every matrix of a network, falling, by name.
 
-    Those in SVD form are read off their parameters, in O(p); the weights of ``nn.Linear`` and the
-    transitions of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` are decomposed. Gates and stacked blocks
-    are apart.
+    Those in SVD form, in modules or by :func:`~spectral_triton.parametrizations.svd`, are read off
+    their parameters, in O(p); the weights of ``nn.Linear`` and the transitions of ``nn.RNN``,
+    ``nn.GRU`` and ``nn.LSTM`` are decomposed, in float32 at least. Gates and stacked blocks are
+    apart.
 
     Args:
         module: Any module; submodules are searched.
@@ -33,26 +37,34 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
         >>> {name: len(values) for name, values in spectra(net).items()}
         {'0.weight': 2, '1.weight_hh_l0[0]': 4, '1.weight_hh_l0[1]': 4, '1.weight_hh_l0[2]': 4}
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, part in module.named_modules():
-        prefix = f"{name}." if name else ""
         if isinstance(part, SVDWeight):
-            values = part.singular_values.abs().sort(dim=-1, descending=True).values
-            rows = values.flatten(0, -2) if values.dim() > 1 else [values]
-            for block, row in enumerate(rows):
-                label = f"[{block}]" if values.dim() > 1 else ""
-                found[f"{name or 'weight'}{label}"] = row
-        elif isinstance(part, nn.Linear):
-            found[f"{prefix}weight"] = torch.linalg.svdvals(part.weight)
-        elif type(part) in GATES:
-            count = GATES[type(part)]
-            for parameter, weight in part.named_parameters(recurse=False):
-                if not parameter.startswith("weight_hh"):
-                    continue
-                for gate, block in enumerate(weight.chunk(count)):
-                    label = f"[{gate}]" if count > 1 else ""
-                    found[f"{prefix}{parameter}{label}"] = torch.linalg.svdvals(block)
+            found |= _by_block(name or "weight", part.singular_values)
+            continue
+        kind = type_before_parametrizations(part)
+        blocks = {"weight": 1} if isinstance(part, nn.Linear) else {}
+        if kind in GATES:
+            names = [n for layer in part._all_weights for n in layer]
+            blocks = {n: GATES[kind] for n in names if n.startswith("weight_hh")}
+        blocks |= {n: svd_blocks(part, n) for n in svd_names(part)}
+        prefix = f"{name}." if name else ""
+        for tensor, count in blocks.items():
+            values = svd_singular_values(part, tensor)
+            if values is None:
+                weight = getattr(part, tensor).flatten(1)
+                matrices = weight.to(full_precision(weight.dtype)).chunk(count)
+                values = torch.linalg.svdvals(torch.stack(matrices))
+            found |= _by_block(f"{prefix}{tensor}", values.squeeze(0))
     return found
+
+
+def _by_block(name: str, values: Tensor) -> dict[str, Tensor]:
+    """σ of one matrix (p,), or of several (blocks, p), as singular values by name."""
+    values = values.abs().sort(dim=-1, descending=True).values
+    if values.dim() == 1:
+        return {name: values}
+    return {f"{name}[{block}]": row for block, row in enumerate(values)}
 
 
 def spectra_of_checkpoints(

@@ -100,6 +100,14 @@ def test_nothing_is_left_behind():
     assert once == gradient_norms(network, torch.ones(T, B, F), weigh)
 
 
+def test_what_was_in_evaluation_mode_stays_so():
+    network = nn.LSTM(F, N)
+    network.frozen = nn.Dropout().eval()
+    gradient_norms(network, torch.ones(T, B, F), weigh)
+    assert network.training
+    assert not network.frozen.training
+
+
 def test_frozen_weights():
     network = nn.RNN(F, N)
     inputs = torch.randn(T, B, F)

@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from spectral_triton import SigmoidSpectrum, SpectralRNN, SVDLinear
 from spectral_triton.analysis.spectra import quantiles, spectra, spectra_of_checkpoints
+from spectral_triton.parametrizations import svd
 from spectral_triton.weight import SVDWeight
 
 
@@ -41,6 +43,34 @@ def test_gates_are_apart(kind, gates):
             label = f"[{gate}]" if gates > 1 else ""
             block = weight[4 * gate : 4 * gate + 4]
             torch.testing.assert_close(found[f"weight_hh_l{layer}{label}"], svdvals(block))
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "blocks"),
+    [
+        (lambda: nn.LSTM(3, 8), "weight_hh_l0", 4),
+        (lambda: nn.RNN(3, 8), "weight_hh_l0", 1),
+        (lambda: nn.LSTM(3, 8), "weight_ih_l0", 1),
+        (lambda: nn.Linear(3, 8), "weight", 1),
+        (lambda: nn.Conv2d(2, 8, 3), "weight", 1),
+    ],
+)
+@pytest.mark.parametrize("further", [False, True])
+def test_parametrized_weights(make, name, blocks, further):
+    net = svd(make(), name, num_blocks=blocks, spectrum=SigmoidSpectrum(1.0, 0.5))
+    with torch.no_grad():
+        net.parametrizations[name].original2.normal_()
+    if further:
+        parametrize.register_parametrization(net, name, nn.Softshrink(0.1))
+    found = spectra(net)
+    for block, matrix in enumerate(getattr(net, name).flatten(1).chunk(blocks)):
+        values = found[f"{name}[{block}]" if blocks > 1 else name]
+        torch.testing.assert_close(values, svdvals(matrix))
+
+
+def test_half_precision_and_empty_weights():
+    assert spectra(nn.Linear(4, 8).bfloat16())["weight"].dtype == torch.float32
+    assert spectra(nn.Linear(0, 8))["weight"].shape == (0,)
 
 
 def test_checkpoints():
