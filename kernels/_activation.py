@@ -31,15 +31,16 @@ def _tanh(z):
 
 @triton.jit
 def activate(z, bias, NONLINEARITY: tl.constexpr, SLOPE: tl.constexpr):
+    # Comparisons are such that a NaN passes through.
     if NONLINEARITY == "tanh":
         return _tanh(z)
     elif NONLINEARITY == "relu":
-        return tl.where(z > 0, z, 0.0)
+        return tl.where(z <= 0, 0.0, z)
     elif NONLINEARITY == "leaky_relu":
         return tl.where(z > 0, z, z * SLOPE)
     elif NONLINEARITY == "modrelu":
         length = tl.abs(z) + bias
-        return tl.where((length > 0) & (z != 0), tl.where(z > 0, length, -length), 0.0)
+        return tl.where((length <= 0) | (z == 0), 0.0, tl.where(z > 0, length, -length))
     else:
         return z
 
@@ -50,7 +51,7 @@ def activate_bwd(dy, y, NONLINEARITY: tl.constexpr, SLOPE: tl.constexpr):
     if NONLINEARITY == "tanh":
         return dy * (1.0 - y * y)
     elif NONLINEARITY == "relu":
-        return tl.where(y > 0, dy, 0.0)
+        return tl.where(y <= 0, 0.0, dy)
     elif NONLINEARITY == "leaky_relu":
         return tl.where(y > 0, dy, dy * SLOPE)
     elif NONLINEARITY == "modrelu":

@@ -95,15 +95,18 @@ def may_launch(tensor: Tensor) -> bool:
 
 def recurrence_form(x: Tensor, n: int, r: int) -> str | None:
     """The form of W, "folded" or "dense", that its kernel wants; None without a kernel."""
-    if not may_launch(x) or _forced.get() == "torch" or _no_triton() is not None:
+    forced = forced_backend()
+    if not may_launch(x) or forced == "torch" or _no_triton() is not None:
         return None
     from spectral_triton.kernels import configuration
 
-    return configuration.recurrence_form(n, r, full_precision(x.dtype), _forced.get() == "triton")
+    return configuration.recurrence_form(n, r, full_precision(x.dtype), forced == "triton")
 
 
-def reflector_block_size(unit_reflectors: Tensor, num_vectors: int) -> int:
-    """Reflectors per block, as the kernels want them."""
+def reflector_block_size(unit_reflectors: Tensor, num_vectors: int) -> int | None:
+    """Reflectors per block, as the kernels want them; None where there is no Triton."""
+    if _no_triton() is not None:
+        return None
     from spectral_triton.kernels import configuration
 
     k, n = unit_reflectors.shape[-2:]
@@ -247,7 +250,10 @@ def _no_kernels_on(device: torch.device) -> str | None:
 
 @functools.lru_cache
 def _failure_on(index: int) -> str | None:
-    """Builds and launches the smallest kernel once: a missing compiler or an old GPU shows here."""
+    """Builds and launches the smallest kernel once: a missing compiler or an old GPU shows here.
+
+    A full memory passes: it raises, and is not kept as a reason.
+    """
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (7, 5):
         return "compute capability below 7.5"
     from spectral_triton.kernels.t_factor import t_factor_fwd
@@ -255,6 +261,8 @@ def _failure_on(index: int) -> str | None:
     try:
         with torch.cuda.device(index):
             t_factor_fwd(torch.ones(1, 1, 1, dtype=torch.float32, device="cuda"), 1)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         return f"Triton fails to build or launch a kernel: {type(error).__name__}: {error}"
     return None

@@ -17,7 +17,7 @@ from spectral_triton.linear import SVDLinear
 from spectral_triton.lstm import SpectralLSTM
 from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.parametrizations import remove_svd, svd_names
-from spectral_triton.replacement import carry_over, copy_model, replace_modules
+from spectral_triton.replacement import carry_over, computing_hooks, copy_model, replace_modules
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.weight import SVDWeight
@@ -91,6 +91,7 @@ def bake(model: nn.Module) -> nn.Module:
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) in PLAIN:
+            _compute(module)
             try:
                 plain = PLAIN[type(module)](module)
             except ValueError as error:
@@ -108,6 +109,13 @@ def bake(model: nn.Module) -> nn.Module:
         listed = "; ".join(f"{name or 'the model'} ({reason})" for name, reason in kept.items())
         warnings.warn(f"not baked, kept as they are: {listed}", stacklevel=2)
     return model
+
+
+@torch.enable_grad()
+def _compute(module: nn.Module) -> None:
+    """Lets pruning and the like use the parameters as they are, not as of the last call."""
+    for hook in computing_hooks(module):
+        hook(module, ())
 
 
 @torch.enable_grad()

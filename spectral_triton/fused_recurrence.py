@@ -84,7 +84,8 @@ def _dense_weights(layer: RecurrentLayer, dtype: torch.dtype) -> list[Tensor]:
     weights = []
     for suffix in layer._suffixes():
         plain = {
-            name: layer._parameters.get(f"{name}{suffix}")
+            # Not _parameters, which a pruned or parametrized one has left.
+            name: getattr(layer, f"{name}{suffix}", None)
             for name in ("weight_ih", *BIASES, "weight_hr")
         }
         ordered = (plain.pop("weight_ih"), layer._dense(suffix), *plain.values())

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 
-# Elements of a temporary in a sum over rows: small enough to stay in cache.
-CHUNK = 1 << 18
+# Elements of a temporary in a sum over rows: on a CPU few enough to stay in cache; on other devices
+# launches are what costs.
+CHUNK, CHUNK_ELSEWHERE = 1 << 18, 1 << 25
 
 
 class GradientSums:
@@ -102,6 +103,7 @@ class GradientSums:
         """Column sums of a∘b, without a temporary as large as a whole sequence."""
         if not self.wants(name) or not a.shape[-2]:
             return
-        rows = max(1, CHUNK // max(1, a.shape[-1]))
+        size = CHUNK if a.device.type == "cpu" else CHUNK_ELSEWHERE
+        rows = max(1, size // max(1, a.shape[-1]))
         for part, other in zip(a.split(rows, -2), b.split(rows, -2), strict=True):
             self._put(name, (part * other).sum(-2))

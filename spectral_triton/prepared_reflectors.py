@@ -39,7 +39,8 @@ def prepare(
     unit, scale = compact_wy.unit_rows(reflectors.detach(), triangular)
     if not launched:
         return unit, wy_block.half_w(unit, transpose), scale
-    v = compact_wy.blocks(unit, reflector_block_size(unit, num_vectors))
+    size = reflector_block_size(unit, num_vectors) or compact_wy.BLOCK_SIZE
+    v = compact_wy.blocks(unit, size)
     return v, householder_op.t_factor(v), scale
 
 

@@ -25,7 +25,8 @@ def launch_fwd(projected: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
 
     launch = kernels.dense_fwd if a.q is None else kernels.folded_fwd
     offsets = _offsets(a.batch_sizes, projected)
-    y = launch(*_tensors(a, projected), a.nonlinearity, a.slope, a.bias, offsets, a.reverse)
+    bias = None if a.bias is None else a.bias.contiguous()
+    y = launch(*_tensors(a, projected), a.nonlinearity, a.slope, bias, offsets, a.reverse)
     kept = projected.new_empty((*projected.shape[:-1], a.rank))
     if a.q is not None and projected.numel():
         rows = kept.view(-1, a.rank)
@@ -64,4 +65,4 @@ def _tensors(a: Arguments, *sequences: Tensor) -> list[Tensor]:
 def _offsets(batch_sizes: Tensor | None, x: Tensor) -> Tensor | None:
     if batch_sizes is None:
         return None
-    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(x.device)
+    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(x.device, non_blocking=True)

@@ -73,9 +73,11 @@ def project(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor) 
 
 
 def loop_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
-    """All states, and the coefficients Qᵀ h of every step (none if not folded), as rows."""
-    x, n = flat(a.x, a.batch_sizes), a.h0.shape[-1]
-    y, coefficients = x.new_empty(len(x), n), x.new_empty(len(x), a.rank)
+    """All states, and the coefficients Qᵀ h of every step (none if not folded)."""
+    n, shape = a.h0.shape[-1], a.x.shape[:-1]
+    # In their final shape: of a view, as which they would be returned, nobody may change a part.
+    states, kept = a.x.new_empty(*shape, n), a.x.new_empty(*shape, a.rank)
+    x, y, coefficients = (flat(rows, a.batch_sizes) for rows in (a.x, states, kept))
     activate = _activate(a.nonlinearity, a.slope, a.bias)
     p_t = a.p.mT.contiguous()
     h = a.h0
@@ -92,7 +94,7 @@ def loop_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
                 y_t.addcmul_(h, a.scale).addmm_(c_t, p_t, alpha=-1)
             activate(y_t)
             h = y_t
-    return y, coefficients
+    return states, kept
 
 
 class _Transpose:

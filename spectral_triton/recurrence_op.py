@@ -64,15 +64,13 @@ def recurrence_fwd(
     """All states, and Qᵀ h of every step."""
     options = (batch_sizes, nonlinearity, slope, reverse)
     a = Arguments(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
-    shape = (*x.shape[:-1], h0.shape[-1])
     if not serves(a):
-        y, kept = loop_fwd(a)
-        return y.view(shape), kept.view(*shape[:-1], a.rank)
+        return loop_fwd(a)
     if weight_ih is not None:
-        rows = flat(x, batch_sizes)
-        projected = x.new_empty(len(rows), shape[-1])
-        project(rows, weight_ih, bias_ih, projected)
-        x = projected.view(shape)
+        projected = x.new_empty(*x.shape[:-1], h0.shape[-1])
+        rows = flat(x, batch_sizes), flat(projected, batch_sizes)
+        project(rows[0], weight_ih, bias_ih, rows[1])
+        x = projected
     return launch_fwd(x, a)
 
 
@@ -163,11 +161,25 @@ class Recurrence(DirectFunction):
 
     generate_vmap_rule = True
 
+    # One by one: torch.compile counts them where no gradient is needed.
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        a = Arguments(*arguments)
-        y, kept = recurrence_fwd(*arguments)
-        return y, _last_states(y, a.h0, a.batch_sizes, a.reverse), kept
+    def forward(
+        x: Tensor,
+        weight_ih: Tensor | None,
+        bias_ih: Tensor | None,
+        h0: Tensor,
+        scale: Tensor | None,
+        p: Tensor,
+        q: Tensor | None,
+        bias: Tensor | None,
+        batch_sizes: Tensor | None,
+        nonlinearity: str,
+        slope: float,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        options = (batch_sizes, nonlinearity, slope, reverse)
+        y, kept = recurrence_fwd(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
+        return y, _last_states(y, h0, batch_sizes, reverse), kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

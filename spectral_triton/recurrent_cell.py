@@ -123,7 +123,8 @@ class RecurrentCell(RecurrentModule):
         check_input_dtype(x, self.weight_ih)
         with without_autocast(x.device.type):
             dtype = full_precision(x.dtype, self.weight_ih.dtype)
-            biases = [self._parameters.get(name) for name in BIASES]
+            # Not _parameters, which a pruned or parametrized one has left.
+            biases = [getattr(self, name, None) for name in BIASES]
             b_ih, b_hh = (None if b is None else b.to(dtype) for b in biases)
             of_input = nn.functional.linear(x.to(dtype), self.weight_ih.to(dtype), b_ih)
             of_state = self._svd_weight("")(h.to(dtype))

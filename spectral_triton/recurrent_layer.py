@@ -12,7 +12,7 @@ from spectral_triton.recurrent_module import RecurrentModule
 from spectral_triton.rnn_parameters import unstack_rows
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
-from spectral_triton.validation import check_integer, check_number
+from spectral_triton.validation import check_flag, check_integer, check_number
 from spectral_triton.weight import SVDWeight
 
 Layer = TypeVar("Layer", bound="RecurrentLayer")
@@ -36,10 +36,12 @@ class RecurrentLayer(RecurrentModule):
         super().__init__(input_size, hidden_size, bias, init)
         check_integer("num_layers", num_layers, 1)
         check_number("dropout", dropout)
+        check_flag("batch_first", batch_first)
+        check_flag("bidirectional", bidirectional)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
-        self.num_layers, self.batch_first = num_layers, batch_first
-        self.dropout, self.bidirectional = float(dropout), bidirectional
+        self.num_layers, self.batch_first = num_layers, bool(batch_first)
+        self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
 
     def _add_all(
         self,
@@ -89,6 +91,14 @@ class RecurrentLayer(RecurrentModule):
         if name.startswith("weight_hh_l") and f"svd_hh{name[9:]}" in self._modules:
             return self._dense(name[9:])
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("weight_hh_l"):
+            raise AttributeError(
+                f"{name} is made of factors and cannot be set: use "
+                "svd_weight(layer, reverse).set_dense_(w)"
+            )
+        super().__setattr__(name, value)
 
     def _options_to_show(self) -> list[str]:
         defaults = {

@@ -15,7 +15,7 @@ from spectral_triton.rnn_parameters import (
     stack_rows,
 )
 from spectral_triton.sharding import assign_, gathered
-from spectral_triton.validation import check_choice, check_integer
+from spectral_triton.validation import check_choice, check_dtype, check_flag, check_integer
 from spectral_triton.weight import INITIALIZERS, SVDWeight
 
 
@@ -36,7 +36,8 @@ class RecurrentModule(nn.Module):
         for name, value in (("input_size", input_size), ("hidden_size", hidden_size)):
             check_integer(name, value, 1)
         check_choice("init", init, INITIALIZERS)
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
+        check_flag("bias", bias)
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bool(bias)
 
     @property
     def _state_size(self) -> int:
@@ -63,6 +64,7 @@ class RecurrentModule(nn.Module):
         self, suffix: str, features: int, options: dict[str, Any], svd: dict[str, Any]
     ) -> None:
         """Registers and draws all parameters of one cell."""
+        check_dtype(options["dtype"])
         add_plain_parameters(self, suffix, self._plain_shapes(features), options)
         sizes = self.hidden_size, self._state_size
         weight = SVDWeight(sizes[0], sizes[1], num_blocks=self.num_gates, **svd, **options)

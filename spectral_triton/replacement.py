@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from spectral_triton.parametrizations import release_flat_weights
 
@@ -23,11 +25,21 @@ _HOOKS = (
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy, also where an RNN with a parametrized weight keeps a graph."""
+    """A deep copy, also where an RNN with a parametrized weight or a hook's weight has a graph."""
+    graphs = []
     for module in model.modules():
         if isinstance(module, nn.RNNBase):
             release_flat_weights(module)
-    return copy.deepcopy(model)
+        # What pruning and the old weight_norm put there before each call.
+        own = vars(module)
+        graphs += [(own, n, v) for n, v in own.items() if isinstance(v, Tensor) and not v.is_leaf]
+    for own, name, value in graphs:
+        own[name] = value.detach()
+    try:
+        return copy.deepcopy(model)
+    finally:
+        for own, name, value in graphs:
+            own[name] = value
 
 
 def replace_modules(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
@@ -43,11 +55,28 @@ def replace_modules(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]
     return replacements.get(root, root)
 
 
+def computing_hooks(module: nn.Module) -> list[Any]:
+    """The hooks that compute a tensor of the module before each call, as pruning does."""
+    found = []
+    for hook in module._forward_pre_hooks.values():
+        name = getattr(hook, "_tensor_name", getattr(hook, "name", ""))
+        if isinstance(vars(module).get(name), Tensor):
+            found.append(hook)
+    return found
+
+
 def carry_over(old: nn.Module, new: nn.Module) -> None:
-    """Gives ``new`` the mode, the hooks and, themselves, the parameters that both have by name."""
+    """Gives ``new`` the mode, the hooks and, themselves, the parameters that both have by name.
+
+    Hooks that compute a tensor stay behind: ``new`` has what they computed.
+    """
     new.train(old.training)
     for name in _HOOKS:
         new.__dict__[name] = old.__dict__[name]
+    computing = computing_hooks(old)
+    if computing:
+        kept = old._forward_pre_hooks.items()
+        new._forward_pre_hooks = OrderedDict((k, h) for k, h in kept if h not in computing)
     for name, parameter in old._parameters.items():
         if parameter is not None and new._parameters.get(name) is not None:
             setattr(new, name, parameter)

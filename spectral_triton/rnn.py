@@ -31,10 +31,10 @@ class SpectralRNN(RecurrentLayer):
     the reflectors and raw singular values, and ``weight_hh_l0`` reads as the dense matrix. A state
     dict of ``nn.RNN`` loads where its singular values lie within the bounds.
 
-    For 1-Lipschitz φ (all but modrelu with a positive bias) :math:`\|\partial h_T/\partial h_t\|
-    \le (\sigma^* + r)^{T-t}`: a margin of about 1/T keeps it below e. Exploding is excluded,
-    vanishing is not. The module starts as a memory: W_hh the identity, small input weights, zero
-    biases; ``init`` chooses another start.
+    For 1-Lipschitz φ (all but modrelu with a positive bias and leaky_relu with a slope above 1)
+    :math:`\|\partial h_T/\partial h_t\| \le (\sigma^* + r)^{T-t}`: a margin of about 1/T keeps it
+    below e. Exploding is excluded, vanishing is not. The module starts as a memory: W_hh the
+    identity, small input weights, zero biases; ``init`` chooses another start.
 
     A step costs 4 n (k_u + k_v) operations per sequence, or 2 n² where that is less. The projected
     input is not kept: for the backward pass the layer holds its input, its output and T B

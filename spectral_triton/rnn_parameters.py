@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.validation import check_floating
+from spectral_triton.validation import autocast_is_on
 from spectral_triton.weight import SVDWeight
 
 BIASES = ("bias_ih", "bias_hh")
@@ -21,7 +21,6 @@ def add_plain_parameters(
     """Registers all parameters but those of the transition; not yet initialised."""
     for name, shape in shapes.items():
         tensor = torch.empty(shape, **options)
-        check_floating("dtype", tensor)
         module.register_parameter(f"{name}{suffix}", nn.Parameter(tensor))
 
 
@@ -59,20 +58,20 @@ def input_weights(module: nn.Module, suffix: str, x: Tensor) -> tuple[Tensor, Te
 
 def check_input_dtype(x: Tensor, weight: Tensor) -> None:
     """Raises unless input and weights have one dtype; autocast may mix them."""
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not autocast_is_on(x.device.type):
         raise ValueError(f"input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
     """What a gated layer gives for x: the dtype of x, or that of autocast where it applies."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if autocast_is_on(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
 def modrelu_bias(module: nn.Module, suffix: str) -> Tensor | None:
     """The bias of modrelu, None for other nonlinearities."""
-    return module._parameters.get(f"bias_modrelu{suffix}")
+    return getattr(module, f"bias_modrelu{suffix}", None)
 
 
 def stack_rows(w: Tensor) -> Tensor:

@@ -127,12 +127,12 @@ def carry(h: Tensor, h0: Tensor, size: int) -> Tensor:
 
 def last_rows(y: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
     """Where among the rows of all states each sequence has its last one."""
-    sequences = torch.arange(h0.shape[0])
-    if reverse:
-        rows = sequences
-    elif batch_sizes is None:
-        rows = sequences + (y.shape[0] - 1) * h0.shape[0]
-    else:
-        steps = (batch_sizes.unsqueeze(1) > sequences).sum(0)
-        rows = (batch_sizes.cumsum(0) - batch_sizes)[steps - 1] + sequences
-    return rows.to(y.device)
+    count = h0.shape[0]
+    if reverse or batch_sizes is None:
+        first = 0 if reverse else (y.shape[0] - 1) * count
+        return torch.arange(first, first + count, device=y.device)
+    # On the CPU, where those of packed sequences are, whatever the default device is.
+    sequences = torch.arange(count, device=batch_sizes.device)
+    steps = (batch_sizes.unsqueeze(1) > sequences).sum(0)
+    rows = (batch_sizes.cumsum(0) - batch_sizes)[steps - 1] + sequences
+    return rows.to(y.device, non_blocking=True)

@@ -32,11 +32,16 @@ def full_precision(*dtypes: torch.dtype) -> torch.dtype:
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keeps autocast from lowering the precision of the factors' arithmetic."""
-    # Asked first, since PyTorch 2.11 cannot trace the other question.
-    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
-    if known and torch.is_autocast_enabled(device_type):
+    if autocast_is_on(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """Whether autocast is enabled, also for devices such as meta that have none."""
+    # Asked first, since PyTorch 2.11 cannot trace the other question.
+    known = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
 
 
 def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
@@ -47,6 +52,18 @@ def check_integer(name: str, value: object, minimum: int, maximum: int | None = 
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     if maximum is not None and value > maximum:
         raise ValueError(f"{name} must be at most {maximum}, got {value}")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raises TypeError unless parameters of this dtype, or of the default one, can be trained."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a real floating-point dtype, got {dtype!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises TypeError unless ``value`` is True or False, in any of their types."""
+    if not any(value is flag or value == flag for flag in (True, False)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_number(name: str, value: object) -> None:

@@ -17,6 +17,7 @@ from spectral_triton.stacked_spectrum import StackedSpectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
     check_choice,
+    check_dtype,
     check_floating,
     check_integer,
     resolve_num_reflectors,
@@ -94,6 +95,7 @@ class SVDWeight(nn.Module):
         if num_blocks is not None:
             check_integer("num_blocks", num_blocks, 1)
         check_choice("init", init, INITIALIZERS)
+        check_dtype(dtype)
         self.out_features, self.in_features = out_features, in_features
         self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
         self.spectrum = resolve_spectrum(spectrum, num_blocks)
@@ -102,7 +104,6 @@ class SVDWeight(nn.Module):
         p = min(out_features, in_features)
         batch = () if num_blocks is None else (num_blocks,)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        check_floating("dtype", torch.empty(0, **options))
         self.left = nn.Parameter(torch.empty(*batch, k_u, out_features, **options))
         raw = nn.Parameter(torch.empty(*batch, p, **options)) if self.spectrum.trainable else None
         self.register_parameter("raw_singular_values", raw)

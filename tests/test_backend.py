@@ -6,6 +6,16 @@ import threading
 import pytest
 import torch
 
+from spectral_triton import (
+    SpectralRNN,
+    SVDLinear,
+    apply_reflectors,
+    backend,
+    householder_function,
+    householder_product,
+    prepared_reflectors,
+    svd,
+)
 from spectral_triton.backend import OPS, backend_info, unserved_reason, use_backend, use_triton
 
 SIZES = {
@@ -133,6 +143,31 @@ print(backend_info())
     output = _python(code, CUDA_VISIBLE_DEVICES="")
     assert output.startswith("False\nTriton is not installed\n")
     assert "triton  not installed" in output
+
+
+def test_cuda_without_triton_runs_in_torch(monkeypatch):
+    x, v = torch.randn(3, 40), torch.randn(6, 40)
+    layer = SVDLinear(40, 40, num_reflectors=3)
+
+    def run():
+        return apply_reflectors(x, v), householder_product(v), layer(x)
+
+    expected = run()
+    monkeypatch.setattr(backend, "_installed", lambda: False)
+    for module in (backend, prepared_reflectors, householder_function, svd):
+        monkeypatch.setattr(module, "may_launch", lambda tensor: True)
+    torch.testing.assert_close(run(), expected, rtol=0, atol=1e-13)
+
+
+def test_a_recurrence_compiles_where_kernels_could_run(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(backend, "_no_triton", lambda: None)
+    monkeypatch.setattr(backend, "may_launch", lambda tensor: True)
+    pytest.importorskip("triton")
+    rnn = SpectralRNN(3, 100, num_reflectors=8)
+    x = torch.randn(4, 2, 3)
+    compiled = torch.compile(lambda x: rnn(x)[0], backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), rnn(x)[0], rtol=0, atol=1e-13)
 
 
 def test_importing_the_backend_imports_no_triton():

@@ -58,14 +58,27 @@ def test_recurrence(nonlinearity, reverse, n, k):
 def test_packed_bidirectional_rnn(k):
     n = 70 if k else 7
     rnn = SpectralRNN(3, n, 2, bidirectional=True, num_reflectors=k, dtype=torch.float64)
-    sequences = [torch.randn(length, 3, requires_grad=True) for length in (2, 4, 1)]
+    padded = torch.randn(4, 3, 3, requires_grad=True)
 
     def run():
-        packed = nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
+        # A list of lengths stays on the CPU, where packing wants it.
+        packed = nn.utils.rnn.pack_padded_sequence(padded, [2, 4, 1], enforce_sorted=False)
         output, h_n = rnn(packed)
         return output.data, h_n
 
-    torch.testing.assert_close(*_both(run, [*sequences, *rnn.parameters()]))
+    torch.testing.assert_close(*_both(run, [padded, *rnn.parameters()]))
+
+
+@pytest.mark.parametrize("bias", [torch.randn(70, 2)[:, 0], torch.full((1,), 0.1).expand(70)])
+def test_bias_of_any_strides(bias):
+    rnn = SpectralRNN(3, 70, nonlinearity="modrelu", num_reflectors=2, dtype=torch.float64)
+    bias = bias.to(rnn.weight_ih_l0.device, torch.float64)
+    x = torch.randn(5, 2, 3)
+
+    def run():
+        return torch.func.functional_call(rnn, {"bias_modrelu_l0": bias}, x)
+
+    torch.testing.assert_close(*_both(run, [*rnn.parameters()][:1]))
 
 
 def test_only_the_last_state_has_a_gradient():

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from spectral_triton import parametrizations
 from spectral_triton.bake import bake
@@ -182,3 +183,25 @@ def test_root_that_cannot_be_baked():
 def test_bad_input_is_named():
     with pytest.raises(TypeError, match=r"model must be .* got list"):
         bake([])
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "shape"),
+    [
+        (lambda: SVDLinear(4, 3), "bias", (5, 4)),
+        (lambda: SpectralRNN(4, 3), "weight_ih_l0", (6, 5, 4)),
+        (lambda: SpectralLSTMCell(4, 3), "bias_ih", (5, 4)),
+    ],
+)
+def test_what_is_pruned_is_baked_in(make, name, shape):
+    layer, x = perturb(make()), torch.randn(shape)
+    prune.l1_unstructured(layer, name, 0.5)
+    first(layer(x))
+    with torch.no_grad():  # A step of an optimizer, after which the mask has not been used yet.
+        getattr(layer, f"{name}_orig").mul_(2)
+    plain = bake_silently(layer)
+    torch.testing.assert_close(first(plain(x)), first(layer(x)), rtol=0, atol=1e-13)
+    assert (getattr(plain, name) == 0).any()
+    assert getattr(plain, name).requires_grad
+    assert not plain._forward_pre_hooks
+    assert len(layer._forward_pre_hooks) == 1

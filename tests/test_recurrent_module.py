@@ -8,11 +8,14 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from spectral_triton.gru import SpectralGRU
 from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.lstm import SpectralLSTM
 from spectral_triton.lstm_cell import SpectralLSTMCell
+from spectral_triton.rnn import SpectralRNN
+from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum
 
 # own, torch's, options, gates
@@ -224,3 +227,76 @@ def test_bad_options_are_named(name, options, error, message):
     kind, _, more, _ = MODULES[name]
     with pytest.raises(error, match=message):
         kind(**({"input_size": 3, "hidden_size": 5} | more | options))
+
+
+KINDS = (
+    *(SpectralRNN, SpectralLSTM, SpectralGRU),
+    *(SpectralRNNCell, SpectralLSTMCell, SpectralGRUCell),
+)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@every_kind
+def test_meta_device(kind):
+    module = kind(3, 5, device="meta")
+    shape = (4, 2, 3) if kind in KINDS[:3] else (2, 3)
+    y = flat(module(torch.ones(shape, device="meta")))[0]
+    assert y.is_meta
+    assert y.shape[-1] == 5
+    y.sum().backward()
+    assert all(parameter.grad.is_meta for parameter in module.parameters())
+
+
+@every_kind
+@pytest.mark.parametrize("way", ["pruned", "parametrized"])
+def test_plain_parameters_that_are_computed(kind, way):
+    module = randomize(kind(3, 5))
+    x = torch.randn(4, 2, 3) if kind in KINDS[:3] else torch.randn(2, 3)
+    expected = flat(module(x))
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if way == "pruned":
+            prune.custom_from_mask(module, name, torch.full_like(parameter, 0.5))
+        else:
+            parametrize.register_parametrization(module, name, Halved())
+    halved = flat(module(x))
+    assert not torch.allclose(halved[0], expected[0])
+    # The same as with parameters that are half as large.
+    other = kind(3, 5)
+    state = {n.replace("_orig", ""): p for n, p in module.state_dict().items() if "_mask" not in n}
+    for name in [n for n in state if n.startswith("parametrizations.")]:
+        state[name.split(".")[1]] = state.pop(name)
+    for name in state:
+        if not name.startswith("svd_hh"):
+            state[name] = 0.5 * state[name]
+    other.load_state_dict(state)
+    for actual, wanted in zip(halved, flat(other(x)), strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-13)
+
+
+class Halved(nn.Module):
+    def forward(self, x):
+        return 0.5 * x
+
+
+@every_kind
+def test_bad_types_of_options_are_named(kind):
+    with pytest.raises(TypeError, match=r"dtype must be .* got torch.int32"):
+        kind(3, 5, dtype=torch.int32)
+    with pytest.raises(TypeError, match="bias must be True or False, got None"):
+        kind(3, 5, bias=None)
+    if kind in KINDS[:3]:
+        for name in ("bidirectional", "batch_first"):
+            with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
+                kind(3, 5, **{name: "no"})
+            assert getattr(kind(3, 5, **{name: 1}), name) is True
+
+
+@every_kind
+def test_the_transition_cannot_be_assigned(kind):
+    module = kind(3, 5)
+    name = "weight_hh_l0" if kind in KINDS[:3] else "weight_hh"
+    before = getattr(module, name)
+    for value in (torch.zeros_like(before), nn.Parameter(torch.zeros_like(before))):
+        with pytest.raises((AttributeError, KeyError)):
+            setattr(module, name, value)
+    assert torch.equal(getattr(module, name), before)

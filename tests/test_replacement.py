@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune, weight_norm
 
 from spectral_triton import parametrizations
 from spectral_triton.replacement import carry_over, copy_model, replace_modules
@@ -63,3 +64,18 @@ def test_copies_an_rnn_that_keeps_a_graph():
     assert originals[0] is not originals[1]
     assert originals[0].grad.abs().sum() > 0
     assert torch.equal(originals[0].grad, originals[1].grad)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [False, True])
+def test_copies_what_a_hook_computed_and_leaves_it(norm):
+    linear = nn.Linear(3, 3)
+    linear = weight_norm(linear) if norm else prune.l1_unstructured(linear, "weight", 0.5)
+    before = linear.weight
+    copied = copy_model(nn.Sequential(linear))[0]
+    assert linear.weight is before
+    assert not before.is_leaf
+    x = torch.randn(2, 3)
+    assert torch.equal(copied(x), linear(x))
+    copied(x).sum().backward()
+    assert all(parameter.grad is None for parameter in linear.parameters())

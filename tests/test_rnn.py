@@ -387,6 +387,43 @@ def test_exports_with_any_length_and_batch(num_reflectors):
         torch.testing.assert_close(program(x), rnn(x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("make", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("num_reflectors", [1, None])
+def test_compiles_for_inference(make, num_reflectors):
+    torch._dynamo.reset()
+    rnn = SpectralRNN(2, 40, 2, num_reflectors=num_reflectors)
+    x = torch.randn(4, 3, 2)
+    with make():
+        compiled = torch.compile(rnn, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), rnn(x), rtol=0, atol=1e-12)
+    rnn.requires_grad_(False)
+    compiled = torch.compile(rnn, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), rnn(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 2), (5, None)], ids=["folded", "dense"])
+def test_output_may_be_changed_in_place(n, k):
+    rnn = SpectralRNN(2, n, num_reflectors=k)
+    x = torch.randn(4, 3, 2)
+    output, _ = rnn(x)
+    output[0] = 0
+    output.mul_(2)
+    assert torch.equal(output[0], torch.zeros(3, n))
+    # What the backward pass needs is gone then, and torch says so.
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_packed_input_while_another_device_is_the_default():
+    rnn = SpectralRNN(2, 5, bidirectional=True)
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(4, 2, 2), [4, 2])
+    expected = rnn(packed)
+    with torch.device("meta"):
+        actual = rnn(packed)
+    assert torch.equal(actual[0].data, expected[0].data)
+    assert torch.equal(actual[1], expected[1])
+
+
 def test_compiles_once_for_all_lengths_and_batches():
     torch._dynamo.reset()
     rnn, counter = SpectralRNN(2, 100, num_reflectors=3), CompileCounter()

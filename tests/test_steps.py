@@ -91,6 +91,8 @@ def test_last_rows(batch_sizes, reverse, rows):
     y = torch.randn(3, 3, 2) if batch_sizes is None else torch.randn(sum(batch_sizes), 2)
     sizes = None if batch_sizes is None else torch.tensor(batch_sizes)
     assert last_rows(y, torch.randn(3, 2), sizes, reverse).tolist() == rows
+    with torch.device("meta"):  # Whatever the default device is: these are where y is.
+        assert last_rows(y, y.new_empty(3, 2), sizes, reverse).tolist() == rows
 
 
 def test_flat():

@@ -157,3 +157,8 @@ def _check_device(name: str) -> None:
         raise UsageError(f"no device {name!r}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r} was asked for, but this torch sees no CUDA device")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used: {reason}") from error

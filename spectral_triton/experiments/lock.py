@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spectral_triton.experiments.errors import FolderInUse
+from spectral_triton.experiments.errors import FolderInUse, UsageError
 
 LOCK = ".lock"
 
@@ -20,15 +20,18 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderInUse: if another process has it; does not wait.
+        UsageError: if the folder cannot be made or written to.
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise FolderInUse(f"{folder} is in use by another process") from None
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:
         yield
     finally:

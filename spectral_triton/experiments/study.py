@@ -275,5 +275,7 @@ def _chosen(asked: Sequence[str] | None, known: Iterable[str], message: str) -> 
         return known
     for name in asked:
         if name not in known:
-            raise UsageError(f"{message} {name!r}: choose from {', '.join(known)}")
+            # A single case has no name.
+            choice = f": choose from {', '.join(known)}" if any(known) else ""
+            raise UsageError(f"{message} {name!r}{choice}")
     return [name for name in known if name in asked]

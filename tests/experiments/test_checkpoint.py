@@ -64,6 +64,13 @@ def test_truncated_checkpoint_is_refused(tmp_path, kept):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("content", [b"junk", b"\x80\x02junk", b"PK\x03\x04" + bytes(40), bytes(8)])
+def test_damaged_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(DataError, match="is no intact checkpoint"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 def test_foreign_files_are_refused_and_never_executed(tmp_path):
     class Trap:
         def __reduce__(self):

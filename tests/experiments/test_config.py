@@ -110,6 +110,12 @@ def test_bad_values_are_named(change, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what is absent")
+@pytest.mark.parametrize("name", ["meta", "xpu", "mps", "cuda:99"])
+def test_device_without_numbers(name):
+    with pytest.raises(UsageError, match=f"device '{name}'"):
+        make_config("adding", "lstm", device=name)
+
+
 def test_absent_device():
     with pytest.raises(UsageError, match="sees no CUDA device"):
         make_config("adding", "lstm", device="cuda")

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from spectral_triton.experiments.errors import FolderInUse
+from spectral_triton.experiments.errors import FolderInUse, UsageError
 from spectral_triton.experiments.lock import is_empty, locked
 
 HOLD = """
@@ -35,6 +35,15 @@ def test_a_failure_lets_go(tmp_path):
     with pytest.raises(ValueError, match="inside"), locked(tmp_path):
         raise ValueError("inside")
     with locked(tmp_path), pytest.raises(FolderInUse), locked(tmp_path):
+        pytest.fail("entered")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UsageError, match=r"cannot write to .*file/run: Not a directory"),
+        locked(tmp_path / "file" / "run"),
+    ):
         pytest.fail("entered")
 
 

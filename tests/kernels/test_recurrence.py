@@ -124,14 +124,19 @@ def test_new_lengths_do_not_recompile(recurrence_problem, device):
     assert len(compiled) == len(set(compiled)) <= 2  # forward and backward, once each
 
 
-def test_nan_passes_through(recurrence_problem, device):
-    problem = recurrence_problem(5, 2, [2] * 3)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "leaky_relu", "identity", "modrelu"])
+def test_nan_passes_through(recurrence_problem, nonlinearity, form, device):
+    problem = recurrence_problem(5, 2, [2] * 3, nonlinearity)
     problem.x[1, 0, 2] = float("nan")
-    y, _, _ = problem.kernels("folded", torch.float64, device)
+    y, grad_x, _ = problem.kernels(form, torch.float64, device)
+    oracle = problem.oracle()
+    assert torch.equal(y.isnan().cpu(), oracle[0].isnan())
     assert y[1, 0, 2].isnan()
     assert y[2, 0].isnan().all()
     assert y[:, 1].isfinite().all()
     assert y[0].isfinite().all()
+    assert torch.equal(grad_x[:, 1].cpu(), grad_x[:, 1].cpu().nan_to_num())
 
 
 def test_orthogonal_steps_keep_the_norm(device):
