@@ -98,10 +98,9 @@ DIGITS = (
     Published("LSTM", "97.3 %", PAPER),
     Published("orthogonal RNN, 170 units", "98.5 %", "GeoTorch's example"),
 )
-# Shuffled pixels are no series to be summed up.
-SHUFFLED_START = {**TURNING, "learning_rate": 3e-3}
-# With planes enough to turn, ahead of the others after two epochs, in order and shuffled.
-MANY_PLANES = {"init": "cayley", "nonlinearity": "modrelu", "learning_rate": 1e-3}
+# Ahead of the others after two epochs: shuffled, and with planes enough to turn also in order.
+PLANES = {"init": "cayley", "nonlinearity": "modrelu", "learning_rate": 1e-3}
+FEW_PLANES = {**PLANES, "learning_rate": 3e-3}
 SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their papers"),)
 
 
@@ -226,17 +225,17 @@ STUDIES = (
         "pixel-mnist-64",
         25,
         50,
-        found=MANY_PLANES,
+        found=PLANES,
         size="64 + 64 reflectors",
         num_reflectors=(64, 64),
     ),
-    _digits("pixel-mnist-permuted", 25, 50, permuted=True, found=SHUFFLED_START),
+    _digits("pixel-mnist-permuted", 25, 50, permuted=True, found=FEW_PLANES),
     _digits(
         "pixel-mnist-permuted-64",
         25,
         50,
         permuted=True,
-        found=MANY_PLANES,
+        found=PLANES,
         size="64 + 64 reflectors",
         num_reflectors=(64, 64),
     ),
@@ -245,7 +244,7 @@ STUDIES = (
         25,
         50,
         permuted=True,
-        found=MANY_PLANES,
+        found=PLANES,
         size="170 units, all reflectors",
         cost_factor=1.4,
         hidden_size=170,
