@@ -50,12 +50,16 @@ def step_factor(rnn: SpectralRNN) -> float:
         raise TypeError(f"rnn must be a SpectralRNN, got {type(rnn).__name__}")
     if rnn.num_layers != 1 or rnn.bidirectional:
         raise ValueError("rnn must have one layer and one direction")
-    if rnn.nonlinearity == "modrelu":
-        raise ValueError("modrelu with a positive bias has no Lipschitz constant")
-    lipschitz = max(1.0, abs(rnn.negative_slope)) if rnn.nonlinearity == "leaky_relu" else 1.0
     spectrum = rnn.svd_weight().spectrum
     assert isinstance(spectrum, Spectrum)  # a stack of them belongs to gated layers
-    return lipschitz * max(abs(bound) for bound in spectrum.bounds)
+    return _slope(rnn) * max(abs(bound) for bound in spectrum.bounds)
+
+
+def _slope(rnn: SpectralRNN | nn.RNN) -> float:
+    """The Lipschitz constant of φ."""
+    if rnn.nonlinearity == "modrelu":
+        raise ValueError("modrelu with a positive bias has no Lipschitz constant")
+    return max(1.0, abs(rnn.negative_slope)) if rnn.nonlinearity == "leaky_relu" else 1.0
 
 
 def gradient_bound(direct: Sequence[float], factor: float) -> list[float]:
@@ -74,7 +78,8 @@ def gradient_bound(direct: Sequence[float], factor: float) -> list[float]:
     """
     bounds, carried = [], 0.0
     for norm in reversed(direct):
-        carried = norm + factor * carried
+        # Nothing stays nothing, whatever the factor.
+        carried = norm + (factor * carried if carried else 0.0)
         bounds.append(carried)
     return bounds[::-1]
 
@@ -156,7 +161,8 @@ class GeneralizationOrder:
         steps: L, the length of a sequence.
         input_norm: Spectral norm of the input weights.
         output_norm: Spectral norm of the head's weights.
-        transition_norm: ‖W‖, the largest singular value of the transition.
+        transition_norm: ‖W‖, the largest singular value of the transition, times the Lipschitz
+            constant of φ where that is above 1.
         power: max(1, ‖W‖^L), infinite where that is no number of float64.
         margin: α, by which an answer must win to count as right in training.
         samples: N, sequences trained on.
@@ -200,7 +206,7 @@ def generalization_order(
     Raises:
         TypeError: if a module is of another type.
         ValueError: if a number is out of range, sizes do not fit, or the network has several
-            layers or directions.
+            layers or directions, or modrelu.
 
     Example:
         >>> from spectral_triton import SpectralRNN
@@ -229,7 +235,7 @@ def generalization_order(
     check_number("margin", margin)
     if margin <= 0:
         raise ValueError(f"margin must be positive, got {margin}")
-    transition = _norm(rnn.weight_hh_l0)
+    transition = _slope(rnn) * _norm(rnn.weight_hh_l0)
     try:
         power = max(1.0, transition**steps)
     except OverflowError:

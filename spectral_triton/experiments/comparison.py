@@ -13,6 +13,7 @@ from spectral_triton.experiments.checkpoint import write_text
 from spectral_triton.experiments.config import RunConfig
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.lock import is_empty
+from spectral_triton.experiments.model import WITH_MARGIN
 from spectral_triton.experiments.processes import Processes
 from spectral_triton.experiments.progress import ProgressReport, summary_table
 from spectral_triton.experiments.run_folder import RunFolder
@@ -144,7 +145,7 @@ def draw_run(config: RunConfig, metric: Metric, folder: RunFolder) -> None:
             model=config.model,
             steps=[r["step"] for r in spectrum],
             values=[r["singular_values"] for r in spectrum],
-            band=(1 - margin, 1 + margin) if config.model == "spectral" else None,
+            band=(1 - margin, 1 + margin) if config.model in WITH_MARGIN else None,
         )
     flow = folder.read_json(folder.gradient_flow_file)
     if flow is not None:

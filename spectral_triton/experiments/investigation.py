@@ -131,6 +131,7 @@ class Investigation(ABC):
         failures = []
         for measurement in missing:
             surroundings = Surroundings(data, selection.device, report)
+            session = provenance(selection.device)  # Before: a commit may be made meanwhile.
             try:
                 with torch.random.fork_rng():
                     values = measurement.measure(surroundings)
@@ -143,7 +144,7 @@ class Investigation(ABC):
                 continue
             names = ("model", "case", "seed")
             line = dict(zip(names, measurement.place, strict=True))
-            line |= {**values, "session": provenance(selection.device)}
+            line |= {**values, "session": session}
             with (folder / RESULTS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         return failures
@@ -166,7 +167,9 @@ class Investigation(ABC):
             *(self.text(results, target) if results else ["Nothing was measured yet."]),
             *_sessions(results),
         ]
-        write_text(target / RESULTS, lines)
+        # Not to the folder itself, to which another process may be adding.
+        if target.resolve() != folder.resolve():
+            write_text(target / RESULTS, lines)
         write_text(target / PAGE, "\n\n".join(parts) + "\n")
 
 

@@ -11,7 +11,8 @@ PERCENTAGES = ("accuracy", "recall")
 def number(metric: str, value: float) -> str:
     """A result as it is printed: shares as percentages, the rest with three digits or more."""
     if metric in PERCENTAGES:
-        return f"{100 * value:.2f} %"
+        # 100 stands for all of them only.
+        return f"{min(100 * value, 99.99) if value < 1 else 100:.2f} %"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

@@ -29,13 +29,14 @@ GATED_LAYERS: Mapping[str, type[nn.Module]] = {
 MODELS = (*SPECTRAL_MODELS, "rnn", "irnn", *GATED_LAYERS)
 
 _WITH_FACTORS = (*SPECTRAL_MODELS, *SPECTRAL_GATES)
+WITH_MARGIN = ("spectral", *SPECTRAL_GATES)
 SETTINGS_OF_SOME = {
     "num_reflectors": _WITH_FACTORS,
-    "margin": ("spectral", *SPECTRAL_GATES),
+    "margin": WITH_MARGIN,
     "nonlinearity": (*SPECTRAL_MODELS, "rnn"),
     "init": _WITH_FACTORS,
     "reflector_rate": _WITH_FACTORS,
-    "sigma_rate": ("spectral", *SPECTRAL_GATES),
+    "sigma_rate": WITH_MARGIN,
 }
 """Settings that only these models have a use for."""
 
@@ -103,7 +104,7 @@ def check_settings(name: str, settings: Settings) -> None:
     Raises:
         UsageError: names the setting and its value.
     """
-    if name in SETTINGS_OF_SOME["margin"] and settings.margin == 0:
+    if name in WITH_MARGIN and settings.margin == 0:
         advice = "use --model orthogonal" if name == "spectral" else f"{name} needs a positive one"
         raise UsageError(f"margin 0 leaves nothing to learn: {advice}")
     if name in _WITH_FACTORS and settings.init not in INITIALIZERS:
@@ -213,7 +214,7 @@ def _remember_first(encoder: nn.Module) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers of the model."""
+    """Trainable numbers of the model, with those of reflectors before the diagonal, never used."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -93,9 +93,10 @@ def _single(study: Study, runs: Sequence[Result], target: Path) -> list[str]:
     if rows:
         parts.append(table([*header, "steps", "time of a run"], rows))
         baseline = number(metric.name, metric.baseline)
-        parts.append(
-            f"Mean over the seeds (lowest to highest); {metric.baseline_label}: {baseline}."
-        )
+        seeds = "Mean over the seeds (lowest to highest)"
+        if study.goal is not None:
+            seeds += ", steps to solve the median of those that did"
+        parts.append(f"{seeds}; {metric.baseline_label}: {baseline}.")
     return parts
 
 

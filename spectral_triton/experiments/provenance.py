@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import platform
 import subprocess
 from pathlib import Path
@@ -21,7 +22,7 @@ def provenance(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "version": spectral_triton.__version__,
-        "commit": commit(Path(spectral_triton.__file__).parent),
+        "commit": commit(Path(spectral_triton.__file__).parent, *_kernels()),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
 
@@ -43,12 +44,19 @@ def processor(cpuinfo: Path) -> str:
     return platform.processor() or platform.machine()
 
 
-def commit(folder: Path) -> str | None:
-    """The commit checked out in ``folder``, with ``+`` where tracked files differ from it."""
+def _kernels() -> list[Path]:
+    """The folder of the kernels, which in a checkout lies beside the package."""
+    spec = importlib.util.find_spec("spectral_triton.kernels")
+    return [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+
+
+def commit(folder: Path, *others: Path) -> str | None:
+    """The commit of ``folder``, with ``+`` where tracked files there or in ``others`` differ."""
     head = _git(folder, "rev-parse", "--short=10", "HEAD")
     if head is None or _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    return head + ("+" if _git(folder, "status", "--porcelain", "-uno", "--", ".") else "")
+    places = [".", *map(str, others)]
+    return head + ("+" if _git(folder, "status", "--porcelain", "-uno", "--", *places) else "")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -57,10 +57,7 @@ class RunFolder:
         self._compare(config)
 
     def _compare(self, config: RunConfig) -> None:
-        try:
-            kept = json.loads(self.config_file.read_text())
-        except ValueError as error:
-            raise DataError(f"{self.config_file} is damaged: {error}") from error
+        kept = self.read_json(self.config_file) or {}
         # Through JSON and back, so that both sides have its types.
         asked = json.loads(json.dumps(config.as_dict()))
         for field in sorted(kept.keys() | asked.keys()):
@@ -134,8 +131,20 @@ class RunFolder:
         return _Unwritten(self.path)
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
-        """One of the folder's JSON files, None where it is not there."""
-        return json.loads(path.read_text()) if path.is_file() else None
+        """One of the folder's JSON files, None where it is not there.
+
+        Raises:
+            DataError: if it holds no JSON object.
+        """
+        if not path.is_file():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{path} is damaged: it holds no object")
+        return content
 
 
 class _Unwritten(RunFolder):

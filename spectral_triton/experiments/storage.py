@@ -109,7 +109,10 @@ def fetch(url: str, target: Path, *, sha256: str) -> Path:
     import requests
 
     pooch.get_logger().setLevel("ERROR")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
         try:
             # The checksum is of the unpacked content, which pooch cannot check by itself.

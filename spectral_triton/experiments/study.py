@@ -237,29 +237,25 @@ class Job:
         from spectral_triton.experiments.training import Training
 
         folder = RunFolder(root / self.folder)
-        if folder.summary_file.is_file():
+        record = folder.path / RECORD
+        if folder.summary_file.is_file() and record.is_file():
             return
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         task = self.config.build_task(data)
-        metric = dataclasses.asdict(task.metric)
+        kept = {"metric": dataclasses.asdict(task.metric), "failure": None}
+        kept["sessions"] = list((folder.read_json(record) or {}).get("sessions", []))
+        # Before the run: while it goes on, a commit may be made that it knows nothing of.
+        kept["sessions"].append(provenance(self.config.device))
         try:
             Training(self.config, task, folder, report).run()
         except FolderInUse:
             raise
         except BaseException as error:
-            self._keep(folder, metric, _failure(error))
+            if folder.config_file.is_file():
+                folder.write_json(record, {**kept, "failure": _failure(error)})
             raise
-        self._keep(folder, metric, None)
-
-    def _keep(self, folder: RunFolder, metric: dict[str, Any], failure: str | None) -> None:
-        if not folder.config_file.is_file():
-            return
-        path = folder.path / RECORD
-        sessions = (folder.read_json(path) or {}).get("sessions", [])
-        sessions.append(provenance(self.config.device))
-        record = {"metric": metric, "failure": failure, "sessions": sessions}
-        folder.write_json(path, record)
+        folder.write_json(record, kept)
 
 
 def _failure(error: BaseException) -> str | None:

@@ -86,7 +86,7 @@ class Training:
         """Trains to the end and returns the summary, which is also in the folder.
 
         Raises:
-            TrainingStopped: at a loss or gradient that is not finite.
+            TrainingStopped: at a loss, gradient or result that is not finite.
             Interrupted: at Ctrl-C, after saving.
             FolderInUse: if another process is at this run.
         """
@@ -98,7 +98,11 @@ class Training:
                 self._begin()
                 with Interruption() as interruption, flushed_denormals():
                     self._loop(interruption)
-                return self._finish()
+                    stopped = self.processes.any(interruption.requested)
+                summary = self._finish()
+                if stopped:
+                    raise Interrupted(f"{self.config.label} is finished, stopped after it")
+                return summary
             finally:
                 self.folder.close()
 
@@ -140,19 +144,19 @@ class Training:
         tally = self.task.tally(loss.detach(), outputs.detach(), batch.targets)
         tally = self.processes.total(tally, weight)
         value = float(loss.detach()) if self.processes.size == 1 else tally.loss / tally.count
-        self._require_finite("loss", value)
+        self._require_finite("loss", value, self.step + 1)
         loss = loss if weight == 1 else weight * loss
         self.gradient_norm = descend(self.model, self.optimizer, loss, self.settings.clip)
-        self._require_finite("norm of the gradient", self.gradient_norm)
+        self._require_finite("norm of the gradient", self.gradient_norm, self.step + 1)
         self.tally.add(tally)
         self.step += 1
         return value
 
-    def _require_finite(self, what: str, value: float) -> None:
+    def _require_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
-            step = f"step {self.step + 1} of {self.total}"
+            where = f"step {step} of {self.total}"
             raise TrainingStopped(
-                f"{self.config.label}: the {what} is {value} at {step}",
+                f"{self.config.label}: the {what} is {value} at {where}",
                 f"The last good state is {self.folder.last}; try a smaller --lr or --clip.",
             )
 
@@ -180,6 +184,7 @@ class Training:
             return
         results = self._measure("validation")
         value = results[metric.name]
+        self._require_finite(f"validation {metric.name}", value, self.step)
         self.folder.log({"kind": "validation", "step": self.step, **results})
         self.report.evaluated(self.step, metric, value, split="validation")
         if metric.better(value, self.best):
@@ -234,6 +239,8 @@ class Training:
             best = load_checkpoint(self.folder.best, device=self.device)
             self.model.load_state_dict(best["model"])
             test, tested_step = self._measure("test"), self.best_step
+        for name, value in test.items():
+            self._require_finite(f"test {name}", value, tested_step)
         summary = {
             "model": self.config.model,
             "seed": self.config.seed,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from spectral_triton.experiments.classification import LabelledSequences, SequenceClassification
 from spectral_triton.experiments.errors import DataError, UsageError
@@ -75,12 +76,23 @@ def _right_aligned(series: np.ndarray, where: str) -> np.ndarray:
     length = int(present.nonzero()[0][-1]) + 1
     if not np.isfinite(series[:length]).all():
         raise DataError(f"{where}: a value inside the series is missing or infinite; fill it first")
-    head = np.full(len(series) - length, series[:length].mean())
-    return np.concatenate([head, series[:length]])
+    return np.concatenate([np.full(len(series) - length, np.nan), series[:length]])
+
+
+def filled(series: Tensor, normalize: bool) -> Tensor:
+    """(N, T, 1) with each series' mean before it where it is shorter; scaled first if wanted."""
+    mean = series.nanmean(1, keepdim=True)
+    if not normalize:
+        return torch.where(series.isnan(), mean, series)
+    # Of the values alone: with what is filled in, short series would be scaled up.
+    deviation = (series - mean).square().nanmean(1, keepdim=True).sqrt()
+    return ((series - mean) / deviation.clamp(min=1e-8)).nan_to_num(nan=0.0)
 
 
 def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSequences], int]:
     """Training and test series (N, T, 1) in float64, labels renumbered from 0, and their number.
+
+    Series that are shorter than the longest have NaN before them.
 
     Where a ``MANIFEST.tsv`` (columns dataset, train, test, classes, length) lies beside the files,
     their sizes must be the ones it names.
@@ -124,7 +136,10 @@ def _check_manifest(
 ) -> None:
     if not manifest.is_file():
         return
-    text = read_intact(manifest).decode("utf-8")
+    try:
+        text = read_intact(manifest).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{manifest} is damaged: {error}") from error
     for row in csv.DictReader(io.StringIO(text), delimiter="\t"):
         if row.get("dataset") != dataset:
             continue
@@ -169,13 +184,10 @@ class UCRSeries(SequenceClassification):
         seed: int,
         dtype: torch.dtype,
     ) -> None:
-        splits = dict(series)
-        if normalize:
-            for split, labelled in splits.items():
-                values = labelled.sequences
-                deviation = values.std(1, correction=0, keepdim=True)
-                values = (values - values.mean(1, keepdim=True)) / deviation.clamp(min=1e-8)
-                splits[split] = LabelledSequences(values, labelled.labels)
+        splits = {
+            split: LabelledSequences(filled(labelled.sequences, normalize), labelled.labels)
+            for split, labelled in series.items()
+        }
         count = len(splits["train"])
         if count >= VALIDATION_FROM:
             order = torch.randperm(count, generator=generator_for(seed, self.name, "validation"))

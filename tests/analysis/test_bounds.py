@@ -128,6 +128,10 @@ def test_bound_of_gradients_holds_where_every_step_is_read(nonlinearity, seed):
     assert norms[-1] == pytest.approx(limits[-1])
 
 
+def test_an_infinite_factor_bounds_what_nothing_follows():
+    assert gradient_bound([0.0, 2.0, 3.0, 0.0], math.inf) == [math.inf, math.inf, 3.0, 0.0]
+
+
 def test_bound_is_a_sum_of_powers():
     assert gradient_bound([0.0, 0.0, 3.0], 2.0) == [12.0, 6.0, 3.0]
     assert gradient_bound([1.0, 0.0, 3.0], 2.0) == [13.0, 6.0, 3.0]
@@ -199,9 +203,18 @@ def test_a_contracting_transition_counts_as_one_and_a_huge_one_as_infinite():
     assert generalization_order(plain, head, steps=1000, samples=1, margin=1).value == math.inf
 
 
+def test_a_steep_nonlinearity_counts_in_every_step():
+    options = {"nonlinearity": "leaky_relu", "negative_slope": 3.0, "spectrum": FixedSpectrum(0.5)}
+    order = generalization_order(
+        SpectralRNN(F, N, **options), nn.Linear(N, 3), steps=2, samples=1, margin=1
+    )
+    assert (order.transition_norm, order.power) == pytest.approx((1.5, 2.25))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
+        ({"rnn": SpectralRNN(F, N, nonlinearity="modrelu")}, ValueError, "modrelu"),
         ({"rnn": nn.GRU(F, N)}, TypeError, "rnn must be"),
         ({"rnn": nn.RNN(F, N, 2)}, ValueError, "one layer"),
         ({"head": nn.Identity()}, TypeError, "head must be"),

@@ -141,13 +141,26 @@ def test_page_is_made_from_the_results_alone(tmp_path):
     assert (again / PAGE).read_text() == page
 
 
-def test_a_measurement_that_two_processes_made_counts_once(tmp_path):
+def test_a_measurement_that_is_there_twice_counts_once(tmp_path):
     run(Squares(), tmp_path)
     lines = (tmp_path / RESULTS).read_text()
     with (tmp_path / RESULTS).open("a") as file:
         file.write(lines)
-    Squares().write_page(tmp_path, tmp_path)
-    assert (tmp_path / RESULTS).read_text() == lines
+    (tmp_path / "page").mkdir()
+    Squares().write_page(tmp_path, tmp_path / "page")
+    assert (tmp_path / "page" / RESULTS).read_text() == lines
+
+
+def test_a_page_does_not_take_away_what_another_process_measured_meanwhile(tmp_path):
+    class Slow(Squares):
+        def text(self, results, target):
+            with (tmp_path / RESULTS).open("a") as file:
+                file.write(json.dumps({**results[0], "seed": 1}) + "\n")
+            return super().text(results, target)
+
+    run(Squares(), tmp_path, seeds=[0], cases=["2"], models=["square"])
+    Slow().write_page(tmp_path, tmp_path)
+    assert [line["seed"] for line in read_lines(tmp_path / RESULTS)] == [0, 1]
 
 
 def test_page_of_nothing(tmp_path):

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from spectral_triton.experiments import study
 from spectral_triton.experiments.errors import Interrupted, TrainingStopped, UsageError
 from spectral_triton.experiments.lock import LOCK, locked
 from spectral_triton.experiments.reproduction import BudgetLine, Selection
@@ -105,6 +106,32 @@ def test_a_run_of_another_process_is_passed_over(tiny_study, run, tmp_path):
     assert sorted(files(tmp_path / "out", "summary.json")) == sorted(LEAVES[1:])
     assert run(tiny_study()) == []
     assert sorted(files(tmp_path / "out", "summary.json")) == sorted(LEAVES)
+
+
+def test_a_finished_run_without_its_record_gets_one(tiny_study, run, tmp_path):
+    sums = tiny_study(seeds=(0,))
+    run(sums)
+    record = tmp_path / "out/spectral/seed-0" / RECORD
+    record.unlink()
+    before = (record.parent / "metrics.jsonl").read_bytes()
+    assert run(sums) == []
+    assert json.loads(record.read_text())["metric"]["name"] == "mse"
+    assert (record.parent / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_commit_is_that_of_the_beginning(tiny_study, run, tmp_path, listener, monkeypatch):
+    made = []
+
+    class Committing(listener):
+        def advance(self, step, loss):
+            super().advance(step, loss)
+            made.append(step)
+
+    monkeypatch.setattr(study, "provenance", lambda device: {"commit": len(made)})
+    run(tiny_study(), Selection(models=["lstm"], seeds=[0]), report=Committing())
+    record = json.loads((tmp_path / "out/lstm/seed-0" / RECORD).read_text())
+    assert record["sessions"] == [{"commit": 0}]
+    assert len(made) == 6
 
 
 def test_missing_data_ends_the_reproduction_with_one_message(tiny_study, run):

@@ -171,6 +171,39 @@ def test_loss_that_is_no_number_stops_the_run(train):
     assert all(torch.isfinite(value).all() for value in last["model"].values())
 
 
+def test_a_stop_during_the_last_step_is_kept_until_the_run_is_finished(train):
+    whole, _ = train("adding, orthogonal", "whole")
+    whole.run()
+    stopped, report = train("adding, orthogonal", "stopped")
+
+    def interrupt(step, loss):
+        if step == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    report.advance = interrupt
+    with pytest.raises(Interrupted, match="finished, stopped after it"):
+        stopped.run()
+    assert_same(outcome(stopped), outcome(whole))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_result_that_is_no_number_stops_the_run(train, split):
+    training, _ = train("adding, orthogonal", "run")
+    batches = training.task.batches
+
+    def poisoned(asked):
+        for batch in batches(asked):
+            if asked == split:
+                batch.targets.fill_(math.nan)
+            yield batch
+
+    training.task.batches = poisoned
+    with pytest.raises(TrainingStopped, match=f"the {split} mse is nan at step"):
+        training.run()
+    assert not training.folder.summary_file.is_file()
+    assert not training.folder.best.is_file() or split == "test"
+
+
 def test_gradient_that_is_no_number_stops_before_the_step(train):
     training, _ = train("adding, orthogonal", "run")
     training.model.head.weight.register_hook(lambda grad: grad * math.inf)

@@ -6,7 +6,7 @@ import torch
 from spectral_triton.experiments import ucr
 from spectral_triton.experiments.errors import DataError, UsageError
 from spectral_triton.experiments.storage import DataFolder
-from spectral_triton.experiments.ucr import UCRSeries, read_series, read_table
+from spectral_triton.experiments.ucr import UCRSeries, filled, read_series, read_table
 
 
 def make(folder, name="Tiny", **options):
@@ -81,7 +81,12 @@ def test_short_series_end_at_the_last_step(tmp_path):
     (tmp_path / "a").write_text("1\t4\t6\tNaN\tNaN\n2\t1\t2\t3\t4\n")
     labels, values = read_table(tmp_path / "a")
     assert labels == ["1", "2"]
-    assert values.tolist() == [[5, 5, 4, 6], [1, 2, 3, 4]]
+    series = torch.from_numpy(values).unsqueeze(-1)
+    assert filled(series, False).squeeze(-1).tolist() == [[5, 5, 4, 6], [1, 2, 3, 4]]
+    scaled = filled(series, True).squeeze(-1)
+    # The variance is that of the values, not of what is put before them.
+    assert scaled[0].tolist() == [0, 0, -1, 1]
+    torch.testing.assert_close(scaled[1].square().mean(), torch.tensor(1.0))
 
 
 def test_files_must_belong_together(tiny_series):
