@@ -38,6 +38,8 @@ if [ "$mode" = rehearse ]; then
     tests=(tests/kernels/test_compact_wy.py -k "3-3-2 or bit_equal")
 else
     options+=(--device cuda)
+    # Compiles for all architectures, which needs no GPU and takes as long as all the rest.
+    options+=(--ignore tests/kernels/test_configuration.py)
     # Most of the time goes into compiling, which parallelizes.
     "$python" -c 'import xdist' 2>/dev/null && options+=(-n 8)
 fi

@@ -260,12 +260,6 @@ def main() -> None:
     work += [lambda size=size: bench_recurrence(clock, *size, device) for size in recurrences]
     work += [lambda size=size: bench_routes(clock, *size, device) for size in large]
     work += [lambda size=size: bench_reflectors(clock, *size, device) for size in reflectors]
-    results = []
-    for unit in work:
-        results.append({"name": "the rest", "skipped": "out of time"} if clock.expired else unit())
-        print(json.dumps(results[-1]), flush=True)
-        if clock.expired:
-            break
     machine = {
         "device": "cpu" if options.rehearse else torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -274,9 +268,20 @@ def main() -> None:
         "cudnn may use TF32": torch.backends.cudnn.allow_tf32,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine, "results": results}
-    (options.out / "benchmark.json").write_text(json.dumps(report, indent=1))
-    (options.out / "benchmark.md").write_text(f"{machine}\n\n{table(results)}")
+    results: list[dict[str, Any]] = []
+    for number, unit in enumerate(work):
+        if clock.expired:
+            results.append({"name": "the rest", "skipped": "out of time"})
+            break
+        try:
+            results.append(unit())
+        except Exception as error:  # One that fails takes none of the others with it.
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            results.append({"name": f"unit {number}", "skipped": reason})
+        print(json.dumps(results[-1]), flush=True)
+        report = {"machine": machine, "results": results}
+        (options.out / "benchmark.json").write_text(json.dumps(report, indent=1))
+        (options.out / "benchmark.md").write_text(f"{machine}\n\n{table(results)}")
     print(table(results))
 
 

@@ -46,12 +46,13 @@ def prepare(
 
 @torch.no_grad()
 def prepare_product(reflectors: Tensor, triangular: bool) -> Prepared:
-    """What the Function of the product takes: V, H and scale of any number of blocks."""
-    launched = may_launch(reflectors)
-    if launched or _fits_one_block(reflectors):
-        v, factor, scale = prepare(reflectors, triangular, reflectors.shape[-1])
-        return v, 0.5 * (factor.mT @ v) if launched else factor, scale
+    """What the Function of the product takes: V, H and scale of any number of blocks.
+
+    On every device, as large products of matrices form Q, and no kernel.
+    """
     unit, scale = compact_wy.unit_rows(reflectors.detach(), triangular)
+    if _fits_one_block(reflectors):
+        return unit, wy_block.half_w(unit, False), scale
     v = compact_wy.blocks(unit, compact_wy.BLOCK_SIZE)
     return v, wy_block.half_w(v, False, compact_wy.double_gram(v, triangular)), scale
 

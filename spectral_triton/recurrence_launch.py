@@ -43,10 +43,13 @@ def launch_bwd(
     from spectral_triton.kernels import recurrence as kernels
 
     # The kernel takes one gradient for all states: each sequence's last state is one of them.
+    own = grad_y is None
     grad_y = torch.zeros_like(y) if grad_y is None else grad_y
     if grad_last is not None and len(y):
         rows = last_rows(y, a.h0, a.batch_sizes, a.reverse)
-        grad_y = grad_y.reshape(-1, y.shape[-1]).index_add(0, rows, grad_last).view_as(y)
+        flat_grad = grad_y.reshape(-1, y.shape[-1])
+        add = flat_grad.index_add_ if own else flat_grad.index_add
+        grad_y = add(0, rows, grad_last).view_as(y)
     launch = kernels.dense_bwd if a.q is None else kernels.folded_bwd
     # The gradient of modrelu needs the output alone, not its bias.
     options = (a.nonlinearity, a.slope, None, _offsets(a.batch_sizes, y), a.reverse)
