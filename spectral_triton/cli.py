@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 EXTRA = "pip install 'spectral-triton[experiments]'"
@@ -9,6 +10,10 @@ EXTRA = "pip install 'spectral-triton[experiments]'"
 
 def main() -> None:
     """Runs the command line; without typer only ``info`` works."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file or pipe on Windows takes no letter beyond its code page.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         import typer  # noqa: F401
     except ImportError:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from spectral_triton.patches import bound_patches, count_patches
+from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
+    check_flag,
     check_floating,
     check_integer,
     without_autocast,
@@ -69,9 +71,16 @@ class SVDConvolution(nn.Module):
         check_integer("in_channels", in_channels, 1)
         check_integer("out_channels", out_channels, 1)
         check_integer("groups", groups, 1)
-        taps = kernel_size if isinstance(kernel_size, Sequence) else (kernel_size,)
-        for size in taps:
-            check_integer("kernel_size", size, 1)
+        check_flag("bias", bias)
+        given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        for name, value in (given | {"padding": padding}).items():
+            if isinstance(value, str):  # A padding, which torch checks.
+                continue
+            sizes = value if isinstance(value, Sequence) else (value,) * self.dimensions
+            if len(sizes) != self.dimensions:
+                raise ValueError(f"{name} must be an int or {self.dimensions} of them, got {value}")
+            for size in sizes:
+                check_integer(name, size, 0 if name == "padding" else 1)
         # torch checks the other arguments, and says what they come to.
         plain = _PLAIN[self.dimensions - 1](
             in_channels,
@@ -278,7 +287,7 @@ class SVDConvolution(nn.Module):
         )
         conv.weight.data.copy_(weight)
         if self.bias is not None:
-            conv.bias.data.copy_(self.bias.detach())
+            conv.bias.data.copy_(gathered(self.bias.detach()))
         return conv.train(self.training)
 
     def _load_from_state_dict(

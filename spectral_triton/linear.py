@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
-from spectral_triton.validation import check_floating
+from spectral_triton.validation import check_flag, check_floating
 from spectral_triton.weight import SVDWeight
 
 
@@ -67,6 +67,7 @@ class SVDLinear(nn.Module):
         spectrum: Spectrum | None = None,
     ) -> None:
         super().__init__()
+        check_flag("bias", bias)
         self.svd = SVDWeight(
             out_features,
             in_features,
@@ -161,7 +162,7 @@ class SVDLinear(nn.Module):
         if self.bias is None:
             return factors.apply(y).clone()
         wide = y.to(factors.dtype) if y.dtype.itemsize == 2 else y
-        return factors.apply(wide - self.bias).to(y.dtype)
+        return factors.apply(wide - gathered(self.bias)).to(y.dtype)
 
     def logabsdet(self) -> Tensor:
         r""":math:`\log|\det W| = \sum_i \log|\sigma_i|`, scalar, differentiable, in O(n).

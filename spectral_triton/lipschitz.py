@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.linear import SVDLinear
 from spectral_triton.mlp import SVDMLP
 from spectral_triton.patches import bound_patches
 from spectral_triton.residual import SVDResidualBlock
+from spectral_triton.sharding import gathered, original_type
 from spectral_triton.validation import full_precision, without_autocast
 from spectral_triton.weight import SVDWeight
 
@@ -63,8 +63,10 @@ def lipschitz_constant(module: nn.Module, *, known: Known | None = None) -> Tens
 
 
 def _constant(module: Any, name: str, known: Known) -> Constant:
-    kind = type_before_parametrizations(module)
+    kind = original_type(module)
     try:
+        if kind not in known and kind in WRAPPERS:
+            return _constant(module.module, name, known)
         if kind in known:
             rule = known[kind]
             return rule(module) if callable(rule) else float(rule)
@@ -96,6 +98,7 @@ class _UnknownError(Exception):
 def _matrix_norm(weight: Tensor, blocks: int = 1) -> Tensor:
     """The largest singular value among matrices stacked along dimension 0."""
     with without_autocast(weight.device.type):
+        weight = gathered(weight)
         stacked = weight.to(full_precision(weight.dtype)).flatten(1).unflatten(0, (blocks, -1))
         return torch.linalg.matrix_norm(stacked, 2).amax()
 
@@ -188,6 +191,7 @@ def _celu(celu: nn.CELU) -> float:
     return 1.0
 
 
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 ONE = (
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign),
     *(nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardtanh, nn.ChannelShuffle),

@@ -3,13 +3,14 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spectral_triton.factorization import TooFewReflectorsError
+from spectral_triton.sharding import refuse_sharded
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
@@ -26,16 +27,18 @@ from spectral_triton.weight import (
     spectrum_values,
 )
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 def svd(
-    module: nn.Module,
+    module: Module,
     name: str = "weight",
     *,
     num_reflectors: int | Sequence[int] | None = None,
     spectrum: Spectrum | None = None,
     num_blocks: int = 1,
     out_of_bounds: str = "clip",
-) -> nn.Module:
+) -> Module:
     r"""Keeps the singular values of a module's weight within bounds while it trains.
 
     .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top
@@ -143,7 +146,7 @@ def svd_singular_values(module: nn.Module, name: str) -> Tensor | None:
     return spectrum_values(chain[0].spectrum, raw, chain[0].signs)
 
 
-def remove_svd(module: nn.Module, name: str = "weight") -> nn.Module:
+def remove_svd(module: Module, name: str = "weight") -> Module:
     r"""Leaves the dense weight of :func:`svd` behind as a plain tensor, trained if it was.
 
     ``torch.nn.utils.parametrize.remove_parametrizations`` does that, too, but breaks all deep
@@ -169,6 +172,7 @@ def remove_svd(module: nn.Module, name: str = "weight") -> nn.Module:
     """
     if name not in svd_names(module):
         raise ValueError(f"name must be a tensor in SVD form of {module}, got {name!r}")
+    refuse_sharded(module)
     chains: Any = module.parametrizations
     originals = chains[name]
     if len(originals) > 1:
@@ -228,7 +232,8 @@ class _SVD(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor, raw: Tensor | None = None) -> Tensor:
         sigma = spectrum_values(self.spectrum, raw, self.signs)
-        factors = HouseholderSVD(left, sigma, right, signs=self.signs, triangular=True)
+        signs = self.signs.to(left.dtype)
+        factors = HouseholderSVD(left, sigma, right, signs=signs, triangular=True)
         return factors.to_dense().to(left.dtype).reshape(self.weight_shape)
 
     @torch.no_grad()

@@ -101,6 +101,11 @@ def spectral_recurrence(
         parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
     """
     check_floating("x", x)
+    if not isinstance(factors, HouseholderSVD):
+        raise TypeError(
+            f"factors must be a HouseholderSVD, got {type(factors).__name__}; "
+            "HouseholderSVD.from_dense makes one of a dense W"
+        )
     n = factors.shape[-1]
     if x.dim() != 3 or x.shape[-1] != n:
         raise ValueError(f"x must have shape (T, B, n) with n = {n}, got {tuple(x.shape)}")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spectral_triton.parametrizations import release_flat_weights
+from spectral_triton.sharding import refuse_sharded
 
 # Carried as they are, not copied, so that handles of the hooks still remove them.
 _HOOKS = (
@@ -26,6 +27,7 @@ _HOOKS = (
 
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy, also where an RNN with a parametrized weight or a hook's weight has a graph."""
+    refuse_sharded(model)
     graphs = []
     for module in model.modules():
         if isinstance(module, nn.RNNBase):

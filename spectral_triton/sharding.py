@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -38,6 +39,30 @@ def gathered(tensor: Tensor) -> Tensor:
     if whole.requires_grad:
         whole.register_hook(lambda grad: grad / size)
     return whole
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` has put a class of its own in the place of the module's."""
+    return type(module).__bases__[0].__name__ == "FSDPModule"
+
+
+def refuse_sharded(module: nn.Module) -> None:
+    """Raises where a module could not be copied or exchanged, since it is fully sharded."""
+    for name, part in module.named_modules():
+        if is_fully_sharded(part):
+            raise ValueError(
+                f"{name or 'the model'} is sharded by fully_shard: gather its state dict "
+                "(get_model_state_dict with full_state_dict=True), load it into a model that is "
+                "not sharded, and use that one"
+            )
+
+
+def original_type(module: nn.Module) -> type[nn.Module]:
+    """The class of a module before ``fully_shard`` and parametrizations replaced it."""
+    kind = type(module)
+    if is_fully_sharded(module):
+        kind = kind.__bases__[1]
+    return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
 
 
 @torch.no_grad()

@@ -238,6 +238,9 @@ class SVDAlgebra(ABC):
         check_floating("x", x)
         if not isinstance(exponent, int) or isinstance(exponent, bool):
             raise TypeError(f"exponent must be an int, got {exponent!r}")
+        n = self.shape[-1]
+        if x.dim() < 1 or x.shape[-1] != n:
+            raise ValueError(f"x must hold vectors of length {n}, got shape {tuple(x.shape)}")
         factors: SVDAlgebra = self if exponent >= 0 else self.inverse()
         y = x.to(self.dtype) if x.dtype.itemsize == 2 else x
         # A column for each matrix, since one vector becomes as many as there are matrices.

@@ -145,7 +145,12 @@ class SVDWeight(nn.Module):
     def factors(self) -> HouseholderSVD:
         """W as an operator; every access converts the raw singular values anew."""
         return HouseholderSVD(
-            self.left, self.singular_values, self.right, signs=self.signs, triangular=True
+            self.left,
+            self.singular_values,
+            self.right,
+            # FSDP's mixed precision casts parameters, not buffers.
+            signs=self.signs.to(self.left.dtype),
+            triangular=True,
         )
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

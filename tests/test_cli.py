@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -37,6 +38,20 @@ def test_main_runs_the_commands(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "Usage: spectral-triton train" in shown
     assert "--lr-reflectors" in shown
+
+
+def test_letters_that_the_output_lacks_are_replaced():
+    code = (
+        "from spectral_triton import cli; cli._without_typer = lambda a: print('a → b'); cli.main()"
+    )
+    hidden = "import sys; sys.modules['typer'] = None; "
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + code],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+        check=False,
+    )
+    assert done.stdout.strip() == b"a ? b", done.stderr
 
 
 def test_python_m_is_the_same_command():

@@ -266,6 +266,7 @@ def test_ensembles_by_vmap():
     [
         (lambda: SVDLinear(0, 3), ValueError, "in_features must be at least 1, got 0"),
         (lambda: SVDLinear(3, 0), ValueError, "out_features must be at least 1, got 0"),
+        (lambda: SVDLinear(3, 4, torch.device("cpu")), TypeError, "bias must be True or False"),
         (lambda: SVDLinear(3, 4, num_reflectors=5), ValueError, "num_reflectors .* 3, got 5"),
         (lambda: SVDLinear(3, 4, spectrum="sigmoid"), TypeError, "spectrum .*'sigmoid'"),
         (lambda: SVDLinear(3, 4)(torch.ones(2, 4)), ValueError, r"in_features = 3, got \(2, 4\)"),

@@ -124,6 +124,11 @@ def test_a_module_that_stands_several_times_counts_as_often(repeat):
     assert lipschitz_constant(mlp) == 9
 
 
+def test_wrapped_modules_count_as_what_they_wrap():
+    linear = nn.Linear(3, 3)
+    assert lipschitz_constant(nn.DataParallel(linear)) == lipschitz_constant(linear)
+
+
 def test_pooling_to_the_size_that_is_there():
     assert lipschitz_constant(nn.AdaptiveAvgPool2d((None, 1))) == 1
     assert lipschitz_constant(nn.AdaptiveAvgPool1d(None)) == 1

@@ -108,9 +108,9 @@ def test_every_package_is_listed(pyproject):
 def built(tmp_path_factory):
     """A folder with wheel and sdist, built by what pip calls, without the network."""
     folder = tmp_path_factory.mktemp("build")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder)
-    for name in ("spectral_triton", "kernels"):
+    for name in ("spectral_triton", "kernels", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = """
 from setuptools import build_meta
@@ -157,6 +157,8 @@ def test_sdist_can_be_built_again(built):
         for path in (ROOT / folder).rglob("*.py")
     }
     assert sources | {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= names
+    # All of the tests would need what is around them, some are no use.
+    assert not any(name.startswith("tests/") for name in names)
 
 
 def test_one_version(pyproject):

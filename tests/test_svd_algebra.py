@@ -186,6 +186,7 @@ def test_powers_round_once():
         (lambda f: f.apply_power(torch.ones(3), 2), ValueError, "apply_power needs a square"),
         (lambda f: f.gram().apply_power(torch.ones(3), 0.5), TypeError, "exponent must be an int"),
         (lambda f: f.gram().apply_power([1.0], 2), TypeError, "x must be .*list"),
+        (lambda f: f.gram().apply_power(torch.ones(5), 0), ValueError, "x must hold .* length 3"),
         (lambda f: f.truncation_error(4), ValueError, "rank must be at most 3, got 4"),
         (lambda f: f.truncation_error(1, "max"), ValueError, "norm must be one of 'frobenius'"),
     ],

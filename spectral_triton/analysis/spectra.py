@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from spectral_triton.parametrizations import svd_blocks, svd_names, svd_singular_values
+from spectral_triton.sharding import gathered, original_type
 from spectral_triton.validation import full_precision
 from spectral_triton.weight import SVDWeight
 
@@ -42,7 +42,7 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
         if isinstance(part, SVDWeight):
             found |= _by_block(name or "weight", part.singular_values)
             continue
-        kind = type_before_parametrizations(part)
+        kind = original_type(part)
         blocks = {"weight": 1} if isinstance(part, nn.Linear) else {}
         if kind in GATES:
             names = [n for layer in part._all_weights for n in layer]
@@ -52,7 +52,7 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
         for tensor, count in blocks.items():
             values = svd_singular_values(part, tensor)
             if values is None:
-                weight = getattr(part, tensor).flatten(1)
+                weight = gathered(getattr(part, tensor)).flatten(1)
                 matrices = weight.to(full_precision(weight.dtype)).chunk(count)
                 values = torch.linalg.svdvals(torch.stack(matrices))
             found |= _by_block(f"{prefix}{tensor}", values.squeeze(0))

@@ -111,9 +111,13 @@ def fetch(url: str, target: Path, *, sha256: str) -> Path:
     pooch.get_logger().setLevel("ERROR")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-")
     except OSError as error:
-        raise DataError(f"cannot write to {target.parent}: {error.strerror or error}") from error
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"cannot write to {target.parent}: {reason}; choose another --data-dir"
+        ) from error
+    with temporary as folder:
         try:
             # The checksum is of the unpacked content, which pooch cannot check by itself.
             fetched = pooch.retrieve(url, known_hash=None, fname=target.name, path=folder)

@@ -14,7 +14,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from spectral_triton import SpectralRNN, SVDLinear, parametrizations
+from spectral_triton import (
+    SpectralRNN,
+    SVDConv1d,
+    SVDLinear,
+    bake,
+    convert,
+    lipschitz_constant,
+    parametrizations,
+)
+from spectral_triton.analysis.spectra import spectra
 
 STEPS, BATCH = 6, 8
 
@@ -132,7 +141,22 @@ def main(folder):
         "singular_values": model.rnn.singular_values().detach(),
         "sign": model.rnn.factors().slogdet().sign,
         "head": model.head.weight.detach(),
+        "lipschitz": lipschitz_constant(nn.Sequential(model.encoder, nn.Tanh(), model.head)),
+        "spectrum": spectra(model)["head.weight"],
     }
+    results["refused"] = []
+    for refused in (bake, convert, lambda part: parametrizations.remove_svd(part.head)):
+        try:
+            refused(model)
+        except ValueError as error:
+            results["refused"].append(str(error))
+    conv, square = SVDConv1d(2, 3, 3), SVDLinear(4, 4)
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    expected = conv.bias.detach().clone(), square.inverse(z).detach()
+    for part in (conv, square):
+        fully_shard(part, mesh=init_device_mesh("cpu", (size,)))
+    results["outside"] = conv.to_conv().bias.detach(), square.inverse(z).detach()
+    results["outside, expected"] = expected
     model.zero_grad()
     x = torch.randn(7, BATCH, 6, generator=torch.Generator().manual_seed(9))
     (model(x[:, share]).square().mean() + penalty(model)).backward()

@@ -8,7 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from spectral_triton import lipschitz_constant
+from spectral_triton.analysis.spectra import spectra
 
 pytestmark = [
     pytest.mark.skipif(
@@ -99,8 +103,19 @@ def test_factors_are_whole_outside_of_forward(one, two):
         "singular_values": one.rnn.singular_values(),
         "sign": one.rnn.factors().slogdet().sign,
         "head": one.head.weight,
+        "lipschitz": lipschitz_constant(nn.Sequential(one.encoder, nn.Tanh(), one.head)),
+        "spectrum": spectra(one)["head.weight"],
     }
     assert_same(two["read"], expected, atol=1e-9)
+    for actual, wanted in zip(two["outside"], two["outside, expected"], strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-12)
+
+
+def test_what_sharded_modules_cannot_do_is_refused(two):
+    assert len(two["refused"]) == 3
+    assert all(
+        "is sharded by fully_shard: gather its state dict" in text for text in two["refused"]
+    )
 
 
 def test_gradients_outside_of_forward_are_means_over_the_processes(one, two, program):
