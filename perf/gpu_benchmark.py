@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -269,20 +270,24 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
+    failed = False
     for number, unit in enumerate(work):
-        if clock.expired:
-            results.append({"name": "the rest", "skipped": "out of time"})
-            break
+        expired = clock.expired
         try:
-            results.append(unit())
+            results.append({"name": "the rest", "skipped": "out of time"} if expired else unit())
         except Exception as error:  # One that fails takes none of the others with it.
+            failed = True
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            results.append({"name": f"unit {number}", "skipped": reason})
+            results.append({"name": f"unit {number}", "skipped": f"failed: {reason}"})
         print(json.dumps(results[-1]), flush=True)
         report = {"machine": machine, "results": results}
         (options.out / "benchmark.json").write_text(json.dumps(report, indent=1))
         (options.out / "benchmark.md").write_text(f"{machine}\n\n{table(results)}")
+        if expired:
+            break
     print(table(results))
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def bake(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: if ``model`` is no module.
+        ValueError: if a part of it is sharded by ``fully_shard``.
 
     Warns:
         UserWarning: naming what could not be baked and why.

@@ -75,7 +75,7 @@ def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Ten
 def may_be_looked_at(rows: Tensor) -> bool:
     """Whether numbers may decide what is done: a GPU would be waited for, a program is traced."""
     plain = rows.is_cpu and type(rows) in (Tensor, nn.Parameter)
-    return plain and not torch.compiler.is_compiling()
+    return plain and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def _has_squares(rows: Tensor, length: Tensor) -> bool:

@@ -115,7 +115,7 @@ def convert(
     Raises:
         TypeError: if an argument has the wrong type, or ``select`` a type that has no counterpart.
         ValueError: if an option is unknown, a weight is not finite, out of bounds with "raise", or
-            needs more reflectors.
+            needs more reflectors, or the model to be copied is sharded by ``fully_shard``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))

@@ -76,11 +76,11 @@ class SVDConvolution(nn.Module):
         for name, value in (given | {"padding": padding}).items():
             if isinstance(value, str):  # A padding, which torch checks.
                 continue
-            sizes = value if isinstance(value, Sequence) else (value,) * self.dimensions
-            if len(sizes) != self.dimensions:
+            each = value if isinstance(value, Sequence) else (value,) * self.dimensions
+            if len(each) != self.dimensions:
                 raise ValueError(f"{name} must be an int or {self.dimensions} of them, got {value}")
-            for size in sizes:
-                check_integer(name, size, 0 if name == "padding" else 1)
+            for number in each:
+                check_integer(name, number, 0 if name == "padding" else 1)
         # torch checks the other arguments, and says what they come to.
         plain = _PLAIN[self.dimensions - 1](
             in_channels,

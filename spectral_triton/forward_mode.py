@@ -11,11 +11,13 @@ from torch.autograd import forward_ad
 
 
 def in_forward_mode() -> bool:
-    """Whether a level of forward-mode differentiation is open, as in ``torch.func.jvp``.
+    """Whether a level of forward-mode differentiation is open, as in ``torch.func.jvp``."""
+    return forward_ad._current_level >= 0
 
-    So it is while ``torch.jit.trace`` looks on, which knows no Functions either.
-    """
-    return forward_ad._current_level >= 0 or torch.jit.is_tracing()
+
+def functions_serve() -> bool:
+    """Whether autograd Functions may be called: neither forward mode nor torch.jit.trace can."""
+    return not (in_forward_mode() or torch.jit.is_tracing())
 
 
 def is_differentiated() -> bool:

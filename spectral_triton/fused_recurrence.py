@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.recurrent_layer import RecurrentLayer
-from spectral_triton.rnn_parameters import BIASES, check_input_dtype, result_dtype
+from spectral_triton.rnn_parameters import BIASES, check_input_dtype, plain_tensor, result_dtype
 from spectral_triton.rnn_state import Sequences
 from spectral_triton.validation import full_precision, without_autocast
 
@@ -84,8 +84,7 @@ def _dense_weights(layer: RecurrentLayer, dtype: torch.dtype) -> list[Tensor]:
     weights = []
     for suffix in layer._suffixes():
         plain = {
-            # Not _parameters, which a pruned or parametrized one has left.
-            name: getattr(layer, f"{name}{suffix}", None)
+            name: plain_tensor(layer, f"{name}{suffix}")
             for name in ("weight_ih", *BIASES, "weight_hr")
         }
         ordered = (plain.pop("weight_ih"), layer._dense(suffix), *plain.values())

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
+from spectral_triton.steps import rows_at_once
 
-# Elements of a temporary in a sum over rows: on a CPU few enough to stay in cache; on other devices
-# launches are what costs.
-CHUNK, CHUNK_ELSEWHERE = 1 << 18, 1 << 25
+# Elements of a temporary in a sum over rows, on a CPU.
+CHUNK = 1 << 18
 
 
 class GradientSums:
@@ -103,7 +103,6 @@ class GradientSums:
         """Column sums of a∘b, without a temporary as large as a whole sequence."""
         if not self.wants(name) or not a.shape[-2]:
             return
-        size = CHUNK if a.device.type == "cpu" else CHUNK_ELSEWHERE
-        rows = max(1, size // max(1, a.shape[-1]))
+        rows = rows_at_once(a.shape[-1], CHUNK, a.device)
         for part, other in zip(a.split(rows, -2), b.split(rows, -2), strict=True):
             self._put(name, (part * other).sum(-2))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton import lapack
-from spectral_triton.forward_mode import in_forward_mode
+from spectral_triton.forward_mode import functions_serve
 from spectral_triton.householder_function import ApplyReflectors, HouseholderProduct, apply_plain
 from spectral_triton.prepared_reflectors import prepare, prepare_product
 from spectral_triton.validation import (
@@ -126,7 +126,7 @@ def apply_checked(
     with without_autocast(x.device.type):
         dtype = full_precision(x.dtype, reflectors.dtype)
         rows, reflectors = rows.to(dtype), reflectors.to(dtype)
-        if in_forward_mode():
+        if not functions_serve():
             y = apply_plain(rows, reflectors, transpose, triangular)
             return y.to(x.dtype).reshape(shape)
         # Only export may ask for any number: torch.compile fixes it here, and the backward pass.
@@ -190,7 +190,7 @@ def householder_product(
     with without_autocast(reflectors.device.type):
         v = reflectors.to(full_precision(reflectors.dtype))
         v = v.reshape(-1, k, n) if len(batch) > 1 else v
-        if in_forward_mode():
+        if not functions_serve():
             rows = torch.eye(columns, n, dtype=v.dtype, device=v.device)
             q = apply_plain(rows.expand(*v.shape[:-2], columns, n), v, False, triangular).mT
             return q.to(reflectors.dtype).reshape(*batch, n, columns)

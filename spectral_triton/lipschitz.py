@@ -179,7 +179,7 @@ def _alpha_dropout(dropout: Any) -> float:
 
 
 def _softplus(softplus: nn.Softplus) -> float:
-    # Beyond the threshold it is x itself, which at the usual one is less than a rounding away.
+    # Beyond it x itself is taken, at the usual threshold less than a rounding of float32 away.
     if softplus.threshold < 20:
         raise _UnknownError("it jumps at its threshold, unless that is 20 at least")
     return 1.0

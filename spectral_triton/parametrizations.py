@@ -160,7 +160,8 @@ def remove_svd(module: Module, name: str = "weight") -> Module:
         The module.
 
     Raises:
-        ValueError: if the tensor is not in SVD form, or has further parametrizations.
+        ValueError: if the tensor is not in SVD form or has further parametrizations, or the module
+            is sharded by ``fully_shard``.
 
     Example:
         >>> layer = svd(nn.Linear(3, 3))

@@ -87,7 +87,7 @@ def spectral_recurrence(
         All states :math:`h_t`, shape ``(T, B, n)``, in the dtype of ``x``.
 
     Raises:
-        TypeError: if a tensor is not real floating-point.
+        TypeError: if a tensor is not real floating-point, or ``factors`` no HouseholderSVD.
         ValueError: if shapes do not fit or an option is unknown.
 
     Example:

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from spectral_triton.gradient_sums import GradientSums
 from spectral_triton.recurrence_arguments import Arguments
-from spectral_triton.steps import Steps, carry, flat
+from spectral_triton.steps import Steps, carry, flat, rows_at_once
 
-# Elements of a chunk: half a MiB in float32, so that all it needs stays in a core's cache. On other
-# devices launches are what costs, and chunks only limit memory.
-CHUNK, CHUNK_ELSEWHERE = 1 << 17, 1 << 25
+# Elements of a chunk on a CPU: half a MiB in float32, so that all it needs stays in a core's cache.
+CHUNK = 1 << 17
 # Rows below which products over a chunk's rows are too thin.
 FEWEST_ROWS = 256
 
@@ -33,7 +32,7 @@ _leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
 
 def chunk_rows(n: int, device: torch.device) -> int:
     """Rows of n features to take at once."""
-    return max(FEWEST_ROWS, (CHUNK if device.type == "cpu" else CHUNK_ELSEWHERE) // n)
+    return max(FEWEST_ROWS, rows_at_once(n, CHUNK, device))
 
 
 def _activate(nonlinearity: str, slope: float, bias: Tensor | None) -> Callable[[Tensor], object]:

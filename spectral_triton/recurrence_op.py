@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spectral_triton.backend import forced_backend, hand_on
 from spectral_triton.direct_function import DirectFunction
-from spectral_triton.forward_mode import in_forward_mode, is_differentiated
+from spectral_triton.forward_mode import functions_serve, is_differentiated
 from spectral_triton.gradient_sums import GradientSums
 from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 from spectral_triton.recurrence_launch import launch_bwd, launch_fwd, serves
@@ -209,7 +209,7 @@ class Recurrence(DirectFunction):
 
 def recurrence(a: Arguments) -> tuple[Tensor, Tensor]:
     """All states and the last ones, with derivatives of every kind."""
-    if not in_forward_mode():
+    if functions_serve():
         return Recurrence.apply(*a)[:2]
     y, _ = plain_fwd(a)
     return y, _last_states(y, a.h0, a.batch_sizes, a.reverse)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from spectral_triton.recurrent_module import RecurrentModule
-from spectral_triton.rnn_parameters import BIASES, check_input_dtype, result_dtype, unstack_rows
+from spectral_triton.rnn_parameters import (
+    BIASES,
+    check_input_dtype,
+    plain_tensor,
+    result_dtype,
+    unstack_rows,
+)
 from spectral_triton.rnn_state import initial_state
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
@@ -123,8 +129,7 @@ class RecurrentCell(RecurrentModule):
         check_input_dtype(x, self.weight_ih)
         with without_autocast(x.device.type):
             dtype = full_precision(x.dtype, self.weight_ih.dtype)
-            # Not _parameters, which a pruned or parametrized one has left.
-            biases = [getattr(self, name, None) for name in BIASES]
+            biases = [plain_tensor(self, name) for name in BIASES]
             b_ih, b_hh = (None if b is None else b.to(dtype) for b in biases)
             of_input = nn.functional.linear(x.to(dtype), self.weight_ih.to(dtype), b_ih)
             of_state = self._svd_weight("")(h.to(dtype))

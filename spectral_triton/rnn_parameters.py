@@ -46,14 +46,21 @@ def reset_cell_parameters_(module: nn.Module, suffix: str) -> None:
             nn.init.zeros_(parameter)
 
 
+def plain_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """A weight or bias, None where there is none.
+
+    Not from ``_parameters`` or by ``get_parameter``: pruning, parametrizations and functional_call
+    put plain tensors in the place of parameters.
+    """
+    return getattr(module, name, None)
+
+
 def input_weights(module: nn.Module, suffix: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """W_ih and b_ih + b_hh, for an input of their dtype."""
-    # Not get_parameter: functional_call and parametrizations put plain tensors in the place of
-    # parameters.
     weight: Tensor = getattr(module, f"weight_ih{suffix}")
     check_input_dtype(x, weight)
-    first, second = (getattr(module, f"{name}{suffix}", None) for name in BIASES)
-    return weight, None if first is None else first + second
+    first, second = (plain_tensor(module, f"{name}{suffix}") for name in BIASES)
+    return weight, None if first is None or second is None else first + second
 
 
 def check_input_dtype(x: Tensor, weight: Tensor) -> None:
@@ -71,7 +78,7 @@ def result_dtype(x: Tensor) -> torch.dtype:
 
 def modrelu_bias(module: nn.Module, suffix: str) -> Tensor | None:
     """The bias of modrelu, None for other nonlinearities."""
-    return getattr(module, f"bias_modrelu{suffix}", None)
+    return plain_tensor(module, f"bias_modrelu{suffix}")
 
 
 def stack_rows(w: Tensor) -> Tensor:

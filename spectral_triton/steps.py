@@ -110,6 +110,14 @@ class Chunk:
         return pieces
 
 
+def rows_at_once(n: int, elements: int, device: torch.device) -> int:
+    """Rows of n features to take at once: so many elements on a CPU, to stay in its cache.
+
+    Elsewhere launches are what costs, and it is 2^25, which only limits memory.
+    """
+    return max(1, (elements if device.type == "cpu" else 1 << 25) // max(1, n))
+
+
 def flat(rows: Tensor, batch_sizes: Tensor | None) -> Tensor:
     """(..., T, B, features) as (..., rows, features), which packed sequences are already."""
     return rows.flatten(-3, -2) if batch_sizes is None else rows

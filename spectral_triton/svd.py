@@ -12,7 +12,7 @@ from torch import Tensor
 from spectral_triton import lapack
 from spectral_triton.backend import may_launch
 from spectral_triton.factorization import factor_dense
-from spectral_triton.forward_mode import in_forward_mode
+from spectral_triton.forward_mode import functions_serve
 from spectral_triton.householder import (
     apply_checked,
     count_for_rule,
@@ -272,7 +272,7 @@ class HouseholderSVD(SVDAlgebra):
 
     def _applies_at_once(self, x: Tensor) -> bool:
         """Whether one Function computes W x: a single matrix, whose factors are both applied."""
-        if self._batch or may_launch(x) or in_forward_mode() or x.numel() == 0:
+        if self._batch or may_launch(x) or not functions_serve() or x.numel() == 0:
             return False
         if self.left is self.right and torch.compiler.is_compiling():
             return False  # torch.compile refuses a Function that is given one tensor twice.

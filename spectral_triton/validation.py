@@ -62,7 +62,7 @@ def check_dtype(dtype: torch.dtype | None) -> None:
 
 def check_flag(name: str, value: object) -> None:
     """Raises TypeError unless ``value`` is True or False, in any of their types."""
-    if not any(value is flag or value == flag for flag in (True, False)):
+    if value not in (True, False):
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 

@@ -13,7 +13,7 @@ from spectral_triton import (
     reference,
     spectral_recurrence,
 )
-from spectral_triton.forward_mode import in_forward_mode, is_differentiated
+from spectral_triton.forward_mode import functions_serve, in_forward_mode, is_differentiated
 
 
 def tensors(*shapes, seed=0):
@@ -208,3 +208,5 @@ def test_what_is_differentiated():
         with forward_ad.dual_level():
             assert in_forward_mode()
             assert is_differentiated()
+            assert not functions_serve()
+    assert functions_serve()

@@ -182,10 +182,16 @@ def test_checkpointed_activations(name, use_reentrant):
 @models()
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_traces(name):
+@pytest.mark.parametrize("gradients", [True, False])
+def test_traces(name, gradients):
     model, x = build(name)
-    # The check compares names of classes, which differ for parametrized modules.
-    traced = torch.jit.trace(model.double(), x.double(), check_trace=False)
+    with torch.set_grad_enabled(gradients):
+        # The check compares names of classes, which differ for parametrized modules.
+        traced = torch.jit.trace(model.double(), x.double(), check_trace=False)
+    # A program knows no numbers, so that a reflector may vanish later.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[:1].zero_()
     other = torch.randn_like(x).double()
     torch.testing.assert_close(traced(other), model(other), rtol=0, atol=1e-12)
 

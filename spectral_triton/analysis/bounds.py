@@ -59,7 +59,9 @@ def _slope(rnn: SpectralRNN | nn.RNN) -> float:
     """The Lipschitz constant of φ."""
     if rnn.nonlinearity == "modrelu":
         raise ValueError("modrelu with a positive bias has no Lipschitz constant")
-    return max(1.0, abs(rnn.negative_slope)) if rnn.nonlinearity == "leaky_relu" else 1.0
+    if isinstance(rnn, SpectralRNN) and rnn.nonlinearity == "leaky_relu":
+        return max(1.0, abs(rnn.negative_slope))
+    return 1.0
 
 
 def gradient_bound(direct: Sequence[float], factor: float) -> list[float]:

@@ -243,10 +243,10 @@ class Job:
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         task = self.config.build_task(data)
-        kept = {"metric": dataclasses.asdict(task.metric), "failure": None}
-        kept["sessions"] = list((folder.read_json(record) or {}).get("sessions", []))
+        earlier = (folder.read_json(record) or {}).get("sessions", [])
         # Before the run: while it goes on, a commit may be made that it knows nothing of.
-        kept["sessions"].append(provenance(self.config.device))
+        sessions = [*earlier, provenance(self.config.device)]
+        kept = {"metric": dataclasses.asdict(task.metric), "failure": None, "sessions": sessions}
         try:
             Training(self.config, task, folder, report).run()
         except FolderInUse:

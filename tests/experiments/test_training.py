@@ -71,6 +71,16 @@ def assert_same(first, second):
         assert torch.equal(left, right) if torch.is_tensor(left) else left == right
 
 
+def interrupt_at(step, report):
+    """Sends Ctrl-C after a step."""
+
+    def advance(now, loss):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    report.advance = advance
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_and_resumed_is_as_if_never_killed(train, name):
     whole, _ = train(name, "whole")
@@ -90,12 +100,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(train, name):
     whole, _ = train(name, "whole")
     whole.run()
     stopped, report = train(name, "stopped")
-
-    def interrupt(step, loss):
-        if step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    report.advance = interrupt
+    interrupt_at(6, report)
     with pytest.raises(Interrupted, match="stopped at step 6 of 13 and saved"):
         stopped.run()
     resumed, report = train(name, "stopped")
@@ -175,12 +180,7 @@ def test_a_stop_during_the_last_step_is_kept_until_the_run_is_finished(train):
     whole, _ = train("adding, orthogonal", "whole")
     whole.run()
     stopped, report = train("adding, orthogonal", "stopped")
-
-    def interrupt(step, loss):
-        if step == 13:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    report.advance = interrupt
+    interrupt_at(STEPS, report)
     with pytest.raises(Interrupted, match="finished, stopped after it"):
         stopped.run()
     assert_same(outcome(stopped), outcome(whole))

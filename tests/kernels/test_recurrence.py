@@ -136,7 +136,7 @@ def test_nan_passes_through(recurrence_problem, nonlinearity, form, device):
     assert y[2, 0].isnan().all()
     assert y[:, 1].isfinite().all()
     assert y[0].isfinite().all()
-    assert torch.equal(grad_x[:, 1].cpu(), grad_x[:, 1].cpu().nan_to_num())
+    assert grad_x[:, 1].isfinite().all()
 
 
 def test_orthogonal_steps_keep_the_norm(device):
