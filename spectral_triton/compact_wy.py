@@ -42,20 +42,27 @@ from spectral_triton.forward_mode import is_differentiated
 BLOCK_SIZE = 64
 
 
-def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows scaled to length one, zero rows kept, and what the rows were multiplied by."""
+def unit_rows(
+    reflectors: Tensor, triangular: bool = False, *, in_range: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Rows scaled to length one, zero rows kept, and what the rows were multiplied by.
+
+    Of a zero row that is zero, as is its gradient. ``in_range`` says that squares are known to be.
+    """
     rows = reflectors.triu() if triangular else reflectors
     limits = torch.finfo(rows.dtype)
-    if not is_differentiated() and may_be_looked_at(rows):
+    differentiated = is_differentiated()
+    if not differentiated and (in_range or may_be_looked_at(rows)):
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        if _has_squares(rows, length):
+        if in_range:
+            length = length.masked_fill(length == 0, torch.inf)
+        if in_range or _has_squares(rows, length):
             # Divided, not multiplied, which is faster, but the length would be off by a rounding.
             return (rows.div_(length) if triangular else rows / length), length.reciprocal_()
     # Scaling the largest entry to 2 to 4 first keeps the squares of 1e-30 or 1e30 in range. By a
     # power of two: what a program is traced to do here is to the bit what is done without.
     largest = rows.detach().abs().amax(-1, keepdim=True)
     zero = largest == 0
-    differentiated = is_differentiated()
     if differentiated:
         # H(v) has no derivative at zero and is given none, of any order. That cuts off what comes
         # before: masked afterwards it would be 0 * inf.
@@ -67,7 +74,7 @@ def unit_rows(reflectors: Tensor, triangular: bool = False) -> tuple[Tensor, Ten
     length = torch.linalg.vector_norm(
         rows.masked_fill(zero, 1) if differentiated else rows, dim=-1, keepdim=True
     )
-    length = length.masked_fill(zero, 1)
+    length = length.masked_fill(zero, torch.inf)
     # A scale is finite: the inverse of a denormal length times a gradient of zero would be NaN.
     return rows / length, (scale / length).clamp_max(limits.max)
 
@@ -79,7 +86,7 @@ def may_be_looked_at(rows: Tensor) -> bool:
 
 
 def _has_squares(rows: Tensor, length: Tensor) -> bool:
-    """Whether squares of the rows are known to be in range; makes the length of zero rows one."""
+    """Whether squares of the rows are known to be in range; makes the length of zero rows inf."""
     limits = torch.finfo(rows.dtype)
     try:
         least, most = (bound.item() for bound in length.aminmax())
@@ -87,7 +94,7 @@ def _has_squares(rows: Tensor, length: Tensor) -> bool:
             zero = length == 0
             if rows[zero.squeeze(-1)].any():  # Not zero, but too small to have a square.
                 return False
-            least = length.masked_fill_(zero, 1).amin().item()
+            least = length.masked_fill_(zero, torch.inf).amin().item()
     except RuntimeError:  # Inside vmap no single value can be read.
         return False
     return limits.tiny**0.25 < least and most < limits.max**0.25

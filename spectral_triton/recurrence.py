@@ -2,11 +2,10 @@ r"""The recurrence of an RNN whose transition matrix is in SVD form, all steps i
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from spectral_triton.backend import recurrence_form
-from spectral_triton.compact_wy import t_factor, unit_rows
+from spectral_triton.folded_weight import fold, folds
 from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.recurrence_op import recurrence
 from spectral_triton.svd import HouseholderSVD
@@ -19,38 +18,6 @@ from spectral_triton.validation import (
 )
 
 NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
-
-
-def folds(n: int, num_reflectors: int) -> bool:
-    """Whether a step multiplies by diag(σ) - P Qᵀ rather than by W, r reflectors on both sides.
-
-    Folded, a step costs 2 n r multiply-adds and three elementwise passes, dense n². The passes
-    count as 64 columns: measured forward and backward on two CPU cores for n = 64 to 1024.
-    """
-    return 2 * num_reflectors + 64 < n
-
-
-def fold(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
-    r"""σ (n,), P and Q (n, r) with W = diag(σ) - P Qᵀ, for r = k_u + k_v reflectors.
-
-    With Q_U = I - U A Uᵀ and Q_V = I - V Cᵀ Vᵀ (compact WY, reflectors as columns),
-    Q = [σ∘U | V] and P = [U A | σ∘V C - U A (Uᵀ (σ∘V C))]: two thin products for each step where
-    applying the two factors in turn takes four.
-    """
-    dtype = factors.dtype
-    # An error of the folded weight repeats at each step: float32 lengths alone let the norm of an
-    # orthogonal recurrence drift by 1e-4 in 10⁴ steps, float64 ones by about 1e-5.
-    wide = dtype if factors.left.device.type == "mps" else torch.float64
-    sigma = factors.singular_values
-    sigma = (sigma if factors.signs is None else sigma * factors.signs).to(wide)
-    u, v = (
-        unit_rows(side.to(wide), factors.triangular)[0] for side in (factors.left, factors.right)
-    )
-    ua = u.mT @ t_factor(u)
-    vc = sigma.unsqueeze(-1) * (v.mT @ t_factor(v).mT)
-    p = torch.cat((ua, vc - ua @ (u @ vc)), -1)
-    q = torch.cat((sigma.unsqueeze(-1) * u.mT, v.mT), -1)
-    return sigma.to(dtype), p.to(dtype), q.to(dtype)
 
 
 def spectral_recurrence(

@@ -84,7 +84,9 @@ class Chunk:
         """The states before these steps: pairs of states and of rows of the chunk they go with."""
         sizes, reverse = self.steps.sizes, self.steps.reverse
         if not self.steps.is_even:
-            return [(torch.cat(self._uneven(y, h0), -2), slice(0, self.end - self.start))]
+            # Elsewhere each piece is a call; on a CPU an index takes twice as long as all pieces.
+            states = torch.cat(self._pieces(y, h0), -2) if y.is_cpu else self._gathered(y, h0)
+            return [(states, slice(0, self.end - self.start))]
         shift = sizes[0] if reverse else -sizes[0]
         start, end, length = self.start + shift, self.end + shift, self.end - self.start
         if reverse and self.last == len(self.steps):
@@ -94,7 +96,8 @@ class Chunk:
             return [(h0, slice(0, -shift)), (y.narrow(-2, 0, end), slice(-shift, length))]
         return [(y.narrow(-2, start, length), slice(0, length))]
 
-    def _uneven(self, y: Tensor, h0: Tensor) -> list[Tensor]:
+    def _pieces(self, y: Tensor, h0: Tensor) -> list[Tensor]:
+        """The states before, step by step."""
         sizes, start, pieces = self.steps.sizes, self.start, []
         for step in range(self.first, self.last):
             size = sizes[step]
@@ -108,6 +111,32 @@ class Chunk:
                 pieces.append(y.narrow(-2, start - sizes[step - 1], size))
             start += size
         return pieces
+
+    def _gathered(self, y: Tensor, h0: Tensor) -> Tensor:
+        """Those pieces, by one index."""
+        sizes, first, last = self.steps.sizes, self.first, self.last
+        own = sizes[first:last]
+        if self.steps.reverse:
+            others = sizes[first + 1 : last + 1]
+            states = torch.cat((h0, y.narrow(-2, self.start + own[0], sum(others))), -2)
+            others += [0] * (len(own) - len(others))
+        elif first:
+            others = sizes[first - 1 : last - 1]
+            states = y.narrow(-2, self.start - others[0], sum(others))
+        else:
+            others = sizes[:1] + sizes[: last - 1]
+            states = torch.cat((h0, y.narrow(-2, 0, sum(others[1:]))), -2)
+        # On the CPU, where the sizes are, whatever the default device is.
+        count, other = torch.tensor((own, others), device="cpu")
+        start, place = ((rows.cumsum(0) - rows).repeat_interleave(count) for rows in (count, other))
+        index = torch.arange(self.end - self.start, device="cpu") - start
+        if self.steps.reverse:
+            # Sequences that start at a step have the state of h0 before it.
+            runs = index < other.repeat_interleave(count)
+            index = torch.where(runs, index + place + h0.shape[-2], index)
+        else:
+            index += place
+        return states.index_select(-2, index.to(y.device, non_blocking=True))
 
 
 def rows_at_once(n: int, elements: int, device: torch.device) -> int:

@@ -9,7 +9,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import gradcheck, gradgradcheck
 
 from spectral_triton import reference
-from spectral_triton.recurrence import NONLINEARITIES, fold, folds, run, spectral_recurrence
+from spectral_triton.folded_weight import folds
+from spectral_triton.recurrence import NONLINEARITIES, run, spectral_recurrence
 from spectral_triton.recurrence_op import Recurrence
 from spectral_triton.svd import HouseholderSVD
 
@@ -139,15 +140,6 @@ def test_gradient_of_one_output_alone(of, batch_sizes, reverse, form):
     assert_same(ours("tanh", **options), oracle("tanh", **options), *inputs, of=of)
 
 
-def test_sizes_of_the_cost_rule():
-    # 2 r + 64 < n
-    assert folds(97, 16)
-    assert not folds(96, 16)
-    assert not folds(64, 0)
-    assert folds(1024, 32)
-    assert not folds(1024, 1024)
-
-
 def test_cost_rule_decides_the_form(monkeypatch):
     seen = []
     original = Recurrence.apply
@@ -157,18 +149,6 @@ def test_cost_rule_decides_the_form(monkeypatch):
         assert_same(ours("tanh"), oracle("tanh"), *inputs)
     assert seen[0].shape == (70, 2)
     assert seen[1] is None
-
-
-@pytest.mark.parametrize("triangular", [False, True])
-@pytest.mark.parametrize(("n", "k_u", "k_v"), [(1, 1, 0), (5, 2, 3), (65, 65, 1), (3, 0, 0)])
-def test_fold_is_the_matrix(n, k_u, k_v, triangular):
-    left, sigma, right = torch.randn(k_u, n), torch.randn(n), torch.randn(k_v, n)
-    signs = torch.randn(n).sign()
-    scale, p, q = fold(HouseholderSVD(left, sigma, right, signs=signs, triangular=triangular))
-    assert p.shape == q.shape == (n, k_u + k_v)
-    left, right = (left.triu(), right.triu()) if triangular else (left, right)
-    expected = reference.svd_to_dense(left, sigma, right, signs)
-    close(torch.diag(scale) - p @ q.mT, expected, atol=1e-13)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -53,6 +53,8 @@ def test_states_before(sizes, reverse, batch, rows):
                 wanted.append(100.0 * neighbor + b if has else -float(b))
         expected = torch.tensor(wanted).unsqueeze(-1)
         assert torch.equal(found, expected.expand_as(found))
+        # What devices other than the CPU do.
+        assert torch.equal(chunk._gathered(y, h0), found)
 
 
 def test_no_steps():
