@@ -4,25 +4,25 @@
     TRITON_INTERPRET=1 python perf/gpu_benchmark.py OUT --rehearse    tiny sizes on a CPU
 
 Every result is checked against float64 before it is timed. Times are medians of single calls,
-between CUDA events, after warm-up. Forward and backward of a recurrence hold the input projection
-and all weight gradients, as those of ``nn.RNN`` do; the kernels' own times leave out folding the
-factors, which is in those of the module, ``SpectralRNN``. The floor is the larger of the arithmetic
-at the GPU's float32 rate and the sequences' traffic at its memory bandwidth.
+between CUDA events, after warm-up, from a cold L2 cache. Forward and backward of a recurrence hold
+the input projection and all weight gradients, as those of ``nn.RNN`` do; the kernels' own times
+leave out folding the factors, which is in those of the module, ``SpectralRNN``. The floor is the
+larger of the arithmetic at the GPU's float32 rate and the sequences' traffic at its memory
+bandwidth.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from gpu_clock import Clock, Seconds
 from large_recurrence import INPUTS, TOLERANCE, bench_routes
 from spectral_triton.kernels import compact_wy, recurrence
 from spectral_triton.kernels.configuration import preferred_block_size, recurrence_form
@@ -31,38 +31,6 @@ from torch import Tensor, nn
 from spectral_triton import SpectralRNN, reference
 
 PEAK_FLOPS, PEAK_BYTES = 67e12, 4.3e12  # H200: float32 outside tensor cores; measured copy
-
-
-class Clock:
-    """Median seconds of single calls, within a budget for each and a deadline for all."""
-
-    def __init__(self, device: torch.device, minutes: float, seconds_each: float) -> None:
-        self.device, self.seconds_each = device, seconds_each
-        self.deadline = time.monotonic() + 60 * minutes
-
-    @property
-    def expired(self) -> bool:
-        return time.monotonic() > self.deadline
-
-    def __call__(self, work: Callable[[], object]) -> float:
-        work()
-        times: list[float] = []
-        start = time.monotonic()
-        while len(times) < 3 or (time.monotonic() - start < self.seconds_each and len(times) < 100):
-            times.append(self._once(work))
-        return statistics.median(times)
-
-    def _once(self, work: Callable[[], object]) -> float:
-        if self.device.type == "cpu":
-            start = time.perf_counter()
-            work()
-            return time.perf_counter() - start
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        work()
-        after.record()
-        after.synchronize()
-        return before.elapsed_time(after) / 1e3
 
 
 class FoldedRNN:
@@ -111,6 +79,13 @@ class FoldedRNN:
         return ((y - oracle).norm() / oracle.norm()).item()
 
 
+@torch.no_grad()
+def module_error(module: nn.Module, inputs: Tensor) -> float:
+    """Relative to the plain RNN of the same weights in float64."""
+    oracle = module.to_rnn().double()(inputs.double())[0]
+    return ((module(inputs)[0].double() - oracle).norm() / oracle.norm()).item()
+
+
 def bench_recurrence(
     clock: Clock, steps: int, batch: int, n: int, r: int, device: torch.device
 ) -> dict[str, Any]:
@@ -125,6 +100,9 @@ def bench_recurrence(
         layer.zero_grad()
         layer(ours.inputs)[0].backward(ours.grad_y)
 
+    result["module error"] = module_error(layers["module"], ours.inputs[:64])
+    if not result["module error"] < TOLERANCE:
+        return result | {"skipped": "wrong result of the module"}
     times = {}
     for name, layer in layers.items():
         with torch.no_grad():
@@ -221,9 +199,25 @@ def norm_drift(steps: int, n: int, r: int, device: torch.device) -> dict[str, An
     return {"name": f"norm after {steps} orthogonal steps, n={n}", "drift": drift}
 
 
+def with_spread(result: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, with what else is known of each time."""
+    seconds: dict[str, Seconds] = result.get("seconds", {})
+    if not seconds:
+        return result
+    return result | {
+        "quartiles": {key: t.quartiles for key, t in seconds.items()},
+        "peak MiB": {key: t.peak_bytes / 2**20 for key, t in seconds.items()},
+    }
+
+
+def _milliseconds(result: dict[str, Any], key: str) -> str:
+    low, high = (1e3 * bound for bound in result["quartiles"][key])
+    return f"{1e3 * result['seconds'][key]:.3f} ({low:.3f} to {high:.3f})"
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    lines = ["| what | forward ms | both ms | ratios to rivals (rival / ours) | note |"]
-    lines.append("|---|---:|---:|---|---|")
+    head = "| what | forward ms (quartiles) | both ms (quartiles) | peak MiB of both |"
+    lines = [f"{head} ratios to rivals (rival / ours) | note |", "|---|---:|---:|---:|---|---|"]
     columns = ("forward", "both")
     for result in results:
         note = result.get("skipped") or ", ".join(
@@ -232,7 +226,8 @@ def table(results: list[dict[str, Any]]) -> str:
             if key in result
         )
         seconds = result.get("seconds", {})
-        times = [f"{seconds[key] * 1e3:.3f}" if key in seconds else "" for key in columns]
+        times = [_milliseconds(result, key) if key in seconds else "" for key in columns]
+        times.append(f"{result['peak MiB']['both']:.1f}" if "both" in seconds else "")
         ratios = ", ".join(f"{key} {value:.2f}" for key, value in result.get("ratio", {}).items())
         lines.append(f"| {result['name']} | {' | '.join(times)} | {ratios} | {note} |")
     return "\n".join(lines) + "\n"
@@ -274,7 +269,8 @@ def main() -> None:
     for number, unit in enumerate(work):
         expired = clock.expired
         try:
-            results.append({"name": "the rest", "skipped": "out of time"} if expired else unit())
+            rest = {"name": "the rest", "skipped": "out of time"}
+            results.append(rest if expired else with_spread(unit()))
         except Exception as error:  # One that fails takes none of the others with it.
             failed = True
             reason = (str(error) or type(error).__name__).splitlines()[0]

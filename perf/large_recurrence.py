@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from gpu_clock import Clock
 from spectral_triton.kernels import grid_recurrence
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def _error(route: Route, x: Tensor, h0: Tensor, weight: Tensor, grad_y: Tensor) 
 
 
 def bench_routes(
-    clock: Callable[[Callable[[], object]], float],
+    clock: Clock,
     steps: int,
     batch: int,
     n: int,
