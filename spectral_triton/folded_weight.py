@@ -67,8 +67,11 @@ def _fold(left: Tensor, sigma: Tensor, right: Tensor, triangular: bool) -> tuple
     scaled = rows * sigma.to(wide)
     inner = scaled[1] @ rows[0].mT
     last = scaled[1] - inner @ x[0]
-    p = torch.cat((x[0, :k_u].mT, last[:k_v].mT), -1).to(dtype)
-    q = torch.cat((scaled[0, :k_u].mT, x[1, :k_v].mT), -1).to(dtype)
+    p = torch.cat((x[0, :k_u].mT, last[:k_v].mT), -1)
+    q = torch.cat((scaled[0, :k_u].mT, x[1, :k_v].mT), -1)
+    # Where it changes nothing, torch.compile of PyTorch 2.11 loses the gradient of what it returns.
+    if dtype is not wide:
+        p, q = p.to(dtype), q.to(dtype)
     return p, q, rows, scale, gram, x, scaled, inner
 
 
