@@ -71,9 +71,11 @@ def unit_rows(
     scale = 4 * torch.frexp(largest).mantissa / largest
     rows = rows * scale
     # Two at least, but for rows of zeros or denormal numbers.
-    length = torch.linalg.vector_norm(
-        rows.masked_fill(zero, 1) if differentiated else rows, dim=-1, keepdim=True
-    )
+    if differentiated:
+        # Not vector_norm, whose derivative in forward mode is taken in place (PyTorch 2.13).
+        length = rows.masked_fill(zero, 1).square().sum(-1, keepdim=True).sqrt()
+    else:
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     length = length.masked_fill(zero, torch.inf)
     # A scale is finite: the inverse of a denormal length times a gradient of zero would be NaN.
     return rows / length, (scale / length).clamp_max(limits.max)

@@ -15,7 +15,6 @@ Note [Folding]
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -75,10 +74,6 @@ def _fold(left: Tensor, sigma: Tensor, right: Tensor, triangular: bool) -> tuple
     return p, q, rows, scale, gram, x, scaled, inner
 
 
-def _p_and_q(triangular: bool, left: Tensor, sigma: Tensor, right: Tensor) -> tuple[Tensor, ...]:
-    return _fold(left, sigma, right, triangular)[:2]
-
-
 def _same_size(first: Tensor, second: Tensor) -> list[Tensor]:
     """Two matrices with as many rows as the larger has."""
     size = max(first.shape[-2], second.shape[-2])
@@ -116,9 +111,7 @@ class Fold(DirectFunction):
         grad_q = left.new_zeros(shape) if grad_q is None else grad_q
         with without_autocast(left.device.type):
             if is_differentiated():
-                plain = partial(_p_and_q, ctx.triangular)
-                pull_back = torch.func.vjp(plain, left, sigma, right)[1]
-                return *pull_back((grad_p, grad_q)), None
+                kept = _fold(left, sigma, right, ctx.triangular)[2:]
             k_u, k_v, dtype = left.shape[-2], right.shape[-2], left.dtype
             grads = _gradients(grad_p, grad_q, k_u, ctx.triangular, sigma, *kept)
             rows, grad_sigma = (grad.to(dtype) for grad in grads)
@@ -143,18 +136,28 @@ def _gradients(
     grad_x = torch.stack(_same_size(p_rows[0], q_rows[1])).to(rows.dtype)
     grad = torch.stack(_same_size(q_rows[0], p_rows[1])).to(rows.dtype)  # That of ``scaled``.
     minus_grad_inner = grad[1] @ x[0].mT
-    add_product(grad_x[0], inner.mT, grad[1], alpha=-1)
-    add_product(grad[1], minus_grad_inner, rows[0], alpha=-1)
+    grad_x = _minus_product(grad_x, 0, inner.mT, grad[1])
+    grad = _minus_product(grad, 1, minus_grad_inner, rows[0])
     grad_sigma = (grad * rows).sum((0, 1))
-    grad = grad.mul_(sigma)
-    add_product(grad[0], minus_grad_inner.mT, scaled[1], alpha=-1)
+    grad = _minus_product(grad * sigma, 0, minus_grad_inner.mT, scaled[1])
     # S Z = ∂L/∂X, solved as Zᵀ Sᵀ = (∂L/∂X)ᵀ.
     z = torch.linalg.solve_triangular(
         gram, grad_x.mT, upper=False, left=False, unitriangular=True
     ).mT
-    below = (z @ x.mT).tril_(-1)
-    grad = add_product(grad.add_(z), below + below.mT, rows, alpha=-1)
+    below = (z @ x.mT).tril(-1)
+    grad = grad + z - (below + below.mT) @ rows
     # What would change the length of a row is gone: of length √2 it has twice its unit's square.
     along = (grad * rows).sum(-1, keepdim=True)
-    grad = grad.addcmul_(rows, along, value=-0.5).mul_(scale * math.sqrt(2))
-    return grad.triu_() if triangular else grad, grad_sigma
+    # The largest scale there is has no room for a factor.
+    grad = (grad - rows * (along * 0.5)) * scale * math.sqrt(2)
+    return grad.triu() if triangular else grad, grad_sigma
+
+
+def _minus_product(pair: Tensor, index: int, a: Tensor, b: Tensor) -> Tensor:
+    """The pair with a b taken from one of both, in its memory where nobody differentiates that."""
+    if is_differentiated():
+        parts = list(pair.unbind())
+        parts[index] = parts[index] - a @ b
+        return torch.stack(parts)
+    add_product(pair[index], a, b, alpha=-1)
+    return pair

@@ -16,10 +16,18 @@ def in_forward_mode() -> bool:
 
 
 def functions_serve() -> bool:
-    """Whether autograd Functions may be called: neither forward mode nor torch.jit.trace can."""
+    """Whether autograd Functions may be called: neither forward mode nor torch.jit.trace can.
+
+    In compiled transforms of ``torch.func`` a backward is traced as one that nobody differentiates.
+    """
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return False
     return not (in_forward_mode() or torch.jit.is_tracing())
 
 
 def is_differentiated() -> bool:
-    """Whether what is computed now, such as a backward, has to be differentiable itself."""
-    return torch.is_grad_enabled() or in_forward_mode()
+    """Whether what is computed now, such as a backward, has to be differentiable itself.
+
+    A program that torch.jit.trace records without gradients is compared with one with them.
+    """
+    return torch.is_grad_enabled() or in_forward_mode() or torch.jit.is_tracing()

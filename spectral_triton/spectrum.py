@@ -122,8 +122,8 @@ class SigmoidSpectrum(Spectrum):
     def __call__(self, raw: Tensor) -> Tensor:
         raw = _at_least_single("raw", raw)
         # The tanh form of the sigmoid does not cancel near the center.
-        # center + margin tanh(…) in one call.
-        sigma = torch.rsub(torch.tanh(raw * (0.5 * self.scale)), self.center, alpha=-self.margin)
+        # Not one rsub with an alpha, which Inductor drops where it is symbolic (PyTorch 2.13).
+        sigma = torch.tanh(raw * (0.5 * self.scale)) * self.margin + self.center
         return _kept_between(sigma, *_bounds_in(self, sigma.dtype))
 
     def inverse(self, singular_values: Tensor) -> Tensor:

@@ -128,12 +128,15 @@ class Chunk:
             states = torch.cat((h0, y.narrow(-2, 0, sum(others[1:]))), -2)
         # On the CPU, where the sizes are, whatever the default device is.
         count, other = torch.tensor((own, others), device="cpu")
-        start, place = ((rows.cumsum(0) - rows).repeat_interleave(count) for rows in (count, other))
-        index = torch.arange(self.end - self.start, device="cpu") - start
+        total = self.end - self.start
+        start, place, next_size = (
+            rows.repeat_interleave(count, output_size=total)
+            for rows in (count.cumsum(0) - count, other.cumsum(0) - other, other)
+        )
+        index = torch.arange(total, device="cpu") - start
         if self.steps.reverse:
             # Sequences that start at a step have the state of h0 before it.
-            runs = index < other.repeat_interleave(count)
-            index = torch.where(runs, index + place + h0.shape[-2], index)
+            index = torch.where(index < next_size, index + place + h0.shape[-2], index)
         else:
             index += place
         return states.index_select(-2, index.to(y.device, non_blocking=True))

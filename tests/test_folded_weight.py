@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 from spectral_triton import HouseholderSVD, reference
 from spectral_triton.folded_weight import Fold, fold, folds
@@ -160,6 +161,35 @@ def test_second_derivatives_are_those_of_the_matrix():
     for rows in zip(*hessians, strict=True):
         for a, b in zip(*rows, strict=True):
             close(a, b, atol=1e-9)
+
+
+def test_second_derivatives_where_what_is_saved_is_packed_away():
+    factors = make(4, 2, 3)
+
+    def penalty(left):
+        (slope,) = torch.autograd.grad(
+            folded()(left, *factors[1:]).pow(3).sum(), left, create_graph=True
+        )
+        return slope.square().sum()
+
+    results = []
+    for f in (penalty, lambda left: checkpoint(penalty, left, use_reentrant=False)):
+        left = factors[0].clone().requires_grad_()
+        f(left).backward()
+        results.append(left.grad)
+    close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_too_small_to_have_a_square(dtype):
+    """No gradient, whatever there is of one times the largest scale there is."""
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    left = torch.tensor([[least, 0, 0]], dtype=dtype, requires_grad=True)
+    factors = HouseholderSVD(left, torch.ones(3, dtype=dtype), torch.zeros(0, 3, dtype=dtype))
+    w = dense(*fold(factors))
+    torch.testing.assert_close(w.detach(), torch.diag(torch.tensor([-1, 1, 1], dtype=dtype)))
+    w[2, 2].backward()
+    assert (left.grad == 0).all()
 
 
 @pytest.mark.parametrize("tied", [False, True])

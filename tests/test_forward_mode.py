@@ -1,9 +1,11 @@
 """Derivatives of every kind and nesting, against those of the plain reference."""
 
+import itertools
+
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from spectral_triton import (
     HouseholderSVD,
@@ -13,6 +15,7 @@ from spectral_triton import (
     reference,
     spectral_recurrence,
 )
+from spectral_triton.folded_weight import fold
 from spectral_triton.forward_mode import functions_serve, in_forward_mode, is_differentiated
 
 
@@ -41,7 +44,13 @@ def recurrence_reference(x, h0, left, sigma, right):
     return reference.recurrence(x, h0, reference.svd_to_dense(left, sigma, right))
 
 
+def folded(left, sigma, right):
+    scale, p, q = fold(HouseholderSVD(left, sigma, right))
+    return torch.diag(scale) - p @ q.mT
+
+
 CASES = {
+    "fold": (folded, reference.svd_to_dense, ((2, 4), (4,), (1, 4))),
     "apply": (apply_reflectors, reference.apply_reflectors, ((3, 5), (4, 5))),
     "apply to many": (apply_reflectors, reference.apply_reflectors, ((40, 3), (3, 3))),
     "apply a batch": (apply_reflectors, reference.apply_reflectors, ((2, 3, 4), (2, 2, 4))),
@@ -67,23 +76,63 @@ def test_tangents(function, oracle, shapes):
     torch.testing.assert_close(jvp(function, primals, directions), jvp(oracle, primals, directions))
 
 
+def scalar_of_one(f, primals):
+    """A number as a function of the second argument alone, or of the only one."""
+    argument = min(1, len(primals) - 1)
+    before, after = primals[:argument], primals[argument + 1 :]
+    weights = torch.linspace(0.5, 1.5, f(*primals).numel(), dtype=torch.float64)
+    return lambda a: f(*before, a, *after).sin().flatten() @ weights, primals[argument]
+
+
 @table()
 def test_second_derivatives_in_every_nesting(function, oracle, shapes):
     primals = tensors(*shapes)
-    argument = min(1, len(shapes) - 1)
-
-    before, after = primals[:argument], primals[argument + 1 :]
-
-    def scalar(f):
-        weights = torch.linspace(0.5, 1.5, f(*primals).numel(), dtype=torch.float64)
-        return lambda a: f(*before, a, *after).sin().flatten() @ weights
-
-    expected = jacrev(jacrev(scalar(oracle)))(primals[argument])
+    f, at = scalar_of_one(function, primals)
+    expected = jacrev(jacrev(scalar_of_one(oracle, primals)[0]))(at)
     for outer in (jacfwd, jacrev):
         for inner in (jacfwd, jacrev):
-            actual = outer(inner(scalar(function)))(primals[argument])
-            torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(hessian(scalar(function))(primals[argument]), expected)
+            torch.testing.assert_close(outer(inner(f))(at), expected)
+    torch.testing.assert_close(hessian(f)(at), expected)
+
+
+@table()
+def test_third_derivatives_in_every_nesting(function, oracle, shapes):
+    primals = tensors(*shapes)
+    f, at = scalar_of_one(function, primals)
+    directions = tensors(at.shape, at.shape, at.shape, seed=1)
+
+    def forward(g, direction):
+        return lambda a: jvp(g, (a,), (direction,))[1]
+
+    def backward(g, direction):
+        return lambda a: (grad(g)(a) * direction).sum()
+
+    def third(g, ways):
+        for way, direction in zip(ways, directions, strict=True):
+            g = way(g, direction)
+        return g(at)
+
+    expected = third(scalar_of_one(oracle, primals)[0], (backward,) * 3)
+    for ways in itertools.product((forward, backward), repeat=3):
+        torch.testing.assert_close(third(f, ways), expected)
+
+
+@table()
+def test_compiled_derivatives(function, oracle, shapes):
+    """Of any order: a backward traced as if nobody differentiated it gave second ones of zero."""
+    primals = tensors(*shapes)
+    f, at = scalar_of_one(function, primals)
+    expected, _ = scalar_of_one(oracle, primals)
+
+    def nested(g):
+        return lambda a: grad(lambda a: grad(g)(a).square().sum())(a)
+
+    for order in (grad, nested):
+        compiled = torch.compile(order(f), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(at), order(expected)(at))
+    each = torch.stack((at, at + 1))
+    compiled = torch.compile(vmap(grad(f)), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(each), vmap(grad(expected))(each))
 
 
 def of_rows(name, x, v, triangular):

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -199,6 +200,23 @@ def test_maps_differ():
     assert SigmoidSpectrum(margin=0.1) != SigmoidSpectrum(margin=0.2)
     with pytest.raises(TypeError, match="abstract"):
         Spectrum()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
+def test_inductor_keeps_values_and_slopes():
+    """Where one program serves several spectra their numbers are symbols in it."""
+    raw = torch.linspace(-3, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(spectra):
+        return [f(raw) for f in spectra]
+
+    results = []
+    for f in (run, torch.compile(run, dynamic=True)):
+        values = f(EVERY)
+        slopes = torch.autograd.grad(sum(v.square().sum() for v in values[:-1]), raw)
+        results.append((*values, *slopes))
+    for compiled, plain in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("spectrum", EVERY, ids=repr)
