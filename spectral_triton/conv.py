@@ -24,7 +24,7 @@ class SVDConv1d(SVDConvolution):
     :math:`4 p (m k_u + n k_v)` operations for m × n per group, p = min(m, n). All arithmetic is in
     float32 at least, whatever the dtype of x, of the module, or of autocast; the result has the
     dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it; it
-    raises where a singular value is out of bounds.
+    raises where a singular value is out of bounds or fewer reflectors than all are there.
 
     Args:
         in_channels: Channels of the input.
@@ -108,7 +108,7 @@ class SVDConv2d(SVDConvolution):
     :math:`4 p (m k_u + n k_v)` operations for m × n per group, p = min(m, n). All arithmetic is in
     float32 at least, whatever the dtype of x, of the module, or of autocast; the result has the
     dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it; it
-    raises where a singular value is out of bounds.
+    raises where a singular value is out of bounds or fewer reflectors than all are there.
 
     Args:
         in_channels: Channels of the input.

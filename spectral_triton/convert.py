@@ -29,7 +29,8 @@ from spectral_triton.spectrum import Spectrum
 from spectral_triton.validation import check_choice, check_integer, full_precision
 from spectral_triton.weight import SVDWeight, resolve_spectrum
 
-Selection = type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.Module], bool]
+Types = tuple[type[nn.Module], ...] | list[type[nn.Module]]
+Selection = type[nn.Module] | Types | Callable[[str, nn.Module], bool]
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,9 @@ def convert(
     converted, skipped = [], []
     kinds = tuple(COUNTERPARTS)
     for name, layer in model.named_modules():
+        if select is None and isinstance(layer, SVDWeight):
+            bounded = f"in SVD form, with {layer.spectrum}; its set_spectrum_ changes that"
+            skipped.append(SkippedLayer(name, type(layer).__name__, bounded))
         if not isinstance(layer, kinds) or not selected(name, layer):
             continue
         reason = _obstacle(layer, owners)
@@ -171,14 +175,15 @@ def convert(
 def _selector(select: Selection | None) -> Callable[[str, nn.Module], bool]:
     if select is None:
         return lambda name, layer: True
-    entries: tuple[Any, ...] = select if isinstance(select, tuple) else (select,)
+    several = isinstance(select, tuple | list)
+    entries: tuple[Any, ...] = tuple(select) if several else (select,)  # type: ignore[arg-type]
     if all(isinstance(entry, type) for entry in entries):
         for entry in entries:
             if entry not in COUNTERPARTS:
                 known = ", ".join(kind.__name__ for kind in COUNTERPARTS)
                 raise TypeError(f"select must hold types among {known}, got {entry.__name__}")
         return lambda name, layer: isinstance(layer, entries)
-    if isinstance(select, tuple) or not callable(select):
+    if several or not callable(select):
         raise TypeError(
             f"select must be types of layers or a function of name and layer, got {select!r}"
         )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.dense_entries import factor_dense_entries
 from spectral_triton.patches import bound_patches, count_patches
 from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
@@ -290,21 +291,12 @@ class SVDConvolution(nn.Module):
             conv.bias.data.copy_(gathered(self.bias.detach()))
         return conv.train(self.training)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        dense = state_dict.get(f"{prefix}weight")
-        if dense is not None and f"{prefix}svd.left" not in state_dict:
-            inner = (self.in_channels // self.groups, *self.kernel_size)
-            try:
-                if tuple(dense.shape) != (self.out_channels, *inner):
-                    raise ValueError(
-                        f"the kernel must have shape {(self.out_channels, *inner)}, "
-                        f"got {tuple(dense.shape)}"
-                    )
-                factors = self.svd.dense_state(dense.reshape(self.svd.shape))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"cannot load the dense {prefix}weight: {error}") from error
-            del state_dict[f"{prefix}weight"]
-            state_dict.update((f"{prefix}svd.{name}", value) for name, value in factors.items())
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        def matrix(dense: Tensor, weight: SVDWeight) -> Tensor:
+            expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+            if tuple(dense.shape) != expected:
+                raise ValueError(f"the kernel must have shape {expected}, got {tuple(dense.shape)}")
+            return dense.reshape(weight.shape)
+
+        factor_dense_entries(self, state_dict, prefix, args[-1], [("weight", "svd")], matrix)
+        super()._load_from_state_dict(state_dict, prefix, *args)

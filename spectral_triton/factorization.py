@@ -81,25 +81,36 @@ def factor_dense(
             for q, _ in sides
         )
         raise TooFewReflectorsError(
-            f"num_reflectors = {(k_u, k_v)} is too small to represent this matrix, "
-            f"which needs {needed} (left, right)"
+            f"num_reflectors = {(k_u, k_v)} is too small to represent this matrix, which needs "
+            f"{needed} (left, right) by its singular value decomposition; from a matrix that "
+            "fewer have made they cannot be recovered"
         )
     (left, left_signs, _), (right, right_signs, _) = (_columns(q, k) for q, k in sides)
     signs = left_signs * right_signs
     if bounds is not None:
-        check_bounds(bounds)
         # Backward error of the decomposition, relative to the norm.
-        slack = rtol * sigma[..., :1]
-        flipped = _distance(-sigma, bounds) < _distance(sigma, bounds)
-        signed = torch.where(flipped, -sigma, sigma)
-        if out_of_bounds == "raise" and (_distance(signed, bounds) > slack).any():
-            raise ValueError(
-                f"the matrix has singular values from {sigma.min().item():.6g} to "
-                f"{sigma.max().item():.6g}, outside the bounds {tuple(bounds)}; "
-                "out_of_bounds='clip' moves them inside"
-            )
-        sigma, signs = signed.clamp(*bounds), torch.where(flipped, -signs, signs)
+        sigma, signs = into_bounds(sigma, signs, bounds, out_of_bounds, rtol * sigma[..., :1])
     return _lengthened(left), sigma, _lengthened(right), signs
+
+
+def into_bounds(
+    sigma: Tensor, signs: Tensor, bounds: tuple[float, float], out_of_bounds: str, slack: Tensor
+) -> tuple[Tensor, Tensor]:
+    """σ and signs of the same matrix with σ in bounds; ValueError if one is out by more than slack.
+
+    With "clip" none is out by too much. Where -σ is nearer to the bounds the sign changes.
+    """
+    check_bounds(bounds)
+    flipped = _distance(-sigma, bounds) < _distance(sigma, bounds)
+    signed = torch.where(flipped, -sigma, sigma)
+    if out_of_bounds == "raise" and (_distance(signed, bounds) > slack).any():
+        raise ValueError(
+            f"the matrix has singular values from {sigma.min().item():.6g} to "
+            f"{sigma.max().item():.6g}, outside the bounds {tuple(bounds)}; "
+            "out_of_bounds='clip' moves them inside, in convert, set_dense_ and all that begins "
+            "with from_"
+        )
+    return signed.clamp(*bounds), torch.where(flipped, -signs, signs)
 
 
 def _distance(values: Tensor, bounds: tuple[float, float]) -> Tensor:

@@ -28,7 +28,7 @@ class SpectralGRU(RecurrentLayer):
     (r, z, n) are those of ``nn.GRU``; in place of ``weight_hh_l0`` the module ``svd_hh_l0`` (an
     :class:`SVDWeight` of three blocks) holds reflectors and raw singular values, and
     ``weight_hh_l0`` reads as the dense stacked matrix. A state dict of ``nn.GRU`` loads where the
-    singular values of every gate lie within the bounds.
+    singular values of every gate lie within the bounds and there are all reflectors.
 
     The bound is one on each gate's recurrent map: :math:`\|W_{hg}\|_2 \le \sigma^* + r`, its
     Lipschitz constant as a function of the last state, whatever training does. It is not by itself

@@ -18,6 +18,7 @@ from spectral_triton.validation import (
     broadcast_batch,
     check_floating,
     full_precision,
+    is_integer,
     without_autocast,
 )
 
@@ -178,7 +179,7 @@ def householder_product(
     """
     _check_reflectors(reflectors)
     k, n = reflectors.shape[-2:]
-    if not isinstance(num_columns, int | None) or isinstance(num_columns, bool):
+    if not (num_columns is None or is_integer(num_columns)):
         raise TypeError(f"num_columns must be an int or None, got {num_columns!r}")
     columns = n if num_columns is None else num_columns
     if not 0 <= columns <= n:

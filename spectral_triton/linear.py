@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.dense_entries import factor_dense_entries
 from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
@@ -28,7 +29,7 @@ class SVDLinear(nn.Module):
     whatever the dtype of x, of the module, or of autocast; the result has the dtype of x.
 
     Loading a state dict with a dense ``weight``, as ``torch.nn.Linear`` saves it, factors it;
-    it raises where a singular value is out of bounds.
+    it raises where a singular value is out of bounds or fewer reflectors than all are there.
 
     Args:
         in_features: Size n of each input vector.
@@ -250,15 +251,6 @@ class SVDLinear(nn.Module):
             linear.bias.data.copy_(gathered(self.bias.detach()))
         return linear.train(self.training)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        dense = state_dict.get(f"{prefix}weight")
-        if dense is not None and f"{prefix}svd.left" not in state_dict:
-            try:
-                factors = self.svd.dense_state(dense)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"cannot load the dense {prefix}weight: {error}") from error
-            del state_dict[f"{prefix}weight"]
-            state_dict.update((f"{prefix}svd.{name}", value) for name, value in factors.items())
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        factor_dense_entries(self, state_dict, prefix, args[-1], [("weight", "svd")])
+        super()._load_from_state_dict(state_dict, prefix, *args)

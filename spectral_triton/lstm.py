@@ -28,7 +28,7 @@ class SpectralLSTM(RecurrentLayer):
     (i, f, g, o) are those of ``nn.LSTM``; in place of ``weight_hh_l0`` the module ``svd_hh_l0`` (an
     :class:`SVDWeight` of four blocks) holds reflectors and raw singular values, and
     ``weight_hh_l0`` reads as the dense stacked matrix. A state dict of ``nn.LSTM`` loads where the
-    singular values of every gate lie within the bounds.
+    singular values of every gate lie within the bounds and there are all reflectors.
 
     The bound is one on each gate's recurrent map: :math:`\|W_{hg}\|_2 \le \sigma^* + r`, so no
     pre-activation reacts to the last state with a larger Lipschitz constant, whatever training

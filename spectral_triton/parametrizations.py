@@ -12,7 +12,9 @@ from torch.nn.utils import parametrize
 from spectral_triton.factorization import TooFewReflectorsError
 from spectral_triton.sharding import refuse_sharded
 from spectral_triton.spectrum import Spectrum
+from spectral_triton.spectrum_record import SpectrumRecord
 from spectral_triton.svd import HouseholderSVD
+from spectral_triton.svd_parameters import parameters_from_dense, spectrum_values
 from spectral_triton.validation import (
     check_choice,
     check_floating,
@@ -20,12 +22,7 @@ from spectral_triton.validation import (
     full_precision,
     resolve_num_reflectors,
 )
-from spectral_triton.weight import (
-    parameters_from_dense,
-    reset_reflectors_,
-    resolve_spectrum,
-    spectrum_values,
-)
+from spectral_triton.weight import reset_reflectors_, resolve_spectrum
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -96,6 +93,11 @@ def svd(
     if not isinstance(weight, Tensor):
         raise ValueError(f"name must be a parameter or buffer of {module}, got {name!r}")
     if parametrize.is_parametrized(module, name):
+        chains: Any = module.parametrizations
+        if isinstance(chains[name][0], _SVD):
+            raise ValueError(
+                f"{name} of {type(module).__name__} is in SVD form already; remove_svd undoes that"
+            )
         raise ValueError(
             f"{name} of {type(module).__name__} is parametrized already; svd, which is made of "
             "several tensors, has to come first"
@@ -204,7 +206,7 @@ def release_flat_weights(module: nn.RNNBase, *_: object) -> None:
     ]
 
 
-class _SVD(nn.Module):
+class _SVD(SpectrumRecord):
     """Forward: parameters to weight; right inverse: weight to parameters, and the signs buffer."""
 
     signs: Tensor

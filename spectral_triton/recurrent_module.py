@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.dense_entries import factor_dense_entries
 from spectral_triton.rnn_parameters import (
     BIASES,
     add_plain_parameters,
-    load_dense_transitions,
     reset_uniform_,
     stack_rows,
+    unstack_rows,
 )
 from spectral_triton.sharding import assign_, gathered
 from spectral_triton.validation import check_choice, check_dtype, check_flag, check_integer
@@ -89,8 +90,7 @@ class RecurrentModule(nn.Module):
                 value = gathered(getattr(source, f"{name}{suffix}"))
                 assign_(getattr(target, f"{name}{suffix}"), value)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        load_dense_transitions(self, self._suffixes(), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        names = [(f"weight_hh{suffix}", f"svd_hh{suffix}") for suffix in self._suffixes()]
+        factor_dense_entries(self, state_dict, prefix, args[-1], names, unstack_rows)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -17,6 +17,10 @@ def make_activation(
     dtype: torch.dtype | None,
 ) -> nn.Module:
     """φ with its parameters, if it has any, where those of the layer are."""
+    if isinstance(activation, nn.Module) or not callable(activation):
+        raise TypeError(
+            f"activation must make a module, such as nn.ReLU without parentheses, got {activation}"
+        )
     made = activation()
     if not isinstance(made, nn.Module):
         raise TypeError(f"activation must make a torch.nn.Module, got {made!r}")

@@ -29,7 +29,8 @@ class SpectralRNN(RecurrentLayer):
     Arguments, shapes, packed and unbatched input, and the names of parameters are those of
     ``nn.RNN``; in place of ``weight_hh_l0`` the module ``svd_hh_l0`` (an :class:`SVDWeight`) holds
     the reflectors and raw singular values, and ``weight_hh_l0`` reads as the dense matrix. A state
-    dict of ``nn.RNN`` loads where its singular values lie within the bounds.
+    dict of ``nn.RNN`` loads where its singular values lie within the bounds and there are all
+    reflectors: from a dense matrix, also one of its own, fewer cannot be recovered.
 
     For 1-Lipschitz φ (all but modrelu with a positive bias and leaky_relu with a slope above 1)
     :math:`\|\partial h_T/\partial h_t\| \le (\sigma^* + r)^{T-t}`: a margin of about 1/T keeps it

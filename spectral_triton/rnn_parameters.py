@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,21 +93,3 @@ def unstack_rows(w: Tensor, weight: SVDWeight) -> Tensor:
     if tuple(w.shape) != expected:
         raise ValueError(f"w must have shape {expected}, got {tuple(w.shape)}")
     return w.unflatten(0, (weight.num_blocks, -1))
-
-
-def load_dense_transitions(
-    module: nn.Module, suffixes: Iterable[str], state_dict: dict[str, Any], prefix: str
-) -> None:
-    """Turns the dense weight_hh of an unconstrained checkpoint into factors, in place."""
-    for suffix in suffixes:
-        key = f"{prefix}weight_hh{suffix}"
-        if key not in state_dict:
-            continue
-        weight: Any = module.get_submodule(f"svd_hh{suffix}")
-        try:
-            factors = weight.dense_state(unstack_rows(state_dict[key], weight))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"cannot load the dense {key}: {error}") from error
-        del state_dict[key]
-        entries = factors.items()
-        state_dict.update((f"{prefix}svd_hh{suffix}.{name}", value) for name, value in entries)

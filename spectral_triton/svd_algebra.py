@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from spectral_triton.validation import check_choice, check_floating, check_integer, check_number
+from spectral_triton.validation import (
+    check_choice,
+    check_floating,
+    check_integer,
+    check_number,
+    is_integer,
+)
 
 if TYPE_CHECKING:
     from spectral_triton.svd import HouseholderSVD
@@ -236,7 +242,7 @@ class SVDAlgebra(ABC):
         """
         self._check_square("apply_power")
         check_floating("x", x)
-        if not isinstance(exponent, int) or isinstance(exponent, bool):
+        if not is_integer(exponent):
             raise TypeError(f"exponent must be an int, got {exponent!r}")
         n = self.shape[-1]
         if x.dim() < 1 or x.shape[-1] != n:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -45,13 +47,18 @@ def autocast_is_on(device_type: str) -> bool:
 
 
 def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
-    """Raises TypeError unless ``value`` is an int, ValueError unless it lies in the range."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    """Raises TypeError unless ``value`` is an integer, ValueError unless it lies in the range."""
+    if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     if maximum is not None and value > maximum:
         raise ValueError(f"{name} must be at most {maximum}, got {value}")
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is an int, or one of NumPy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
@@ -109,7 +116,7 @@ def resolve_num_reflectors(
     else:
         left = right = num_reflectors
     for value in (left, right):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_integer(value):
             raise TypeError(f"num_reflectors must be {expected}, got {num_reflectors!r}")
         if not 0 <= value <= limit:
             raise ValueError(

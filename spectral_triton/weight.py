@@ -2,7 +2,6 @@ r"""The parameters of a matrix W = U diag(s ∘ σ) Vᵀ whose singular values s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,23 +9,29 @@ import torch
 from torch import Generator, Tensor, nn
 
 from spectral_triton import init as reflector_init
-from spectral_triton.factorization import factor_dense
-from spectral_triton.sharding import assign_, gathered, is_sharded
+from spectral_triton.sharding import assign_, is_sharded
 from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
+from spectral_triton.spectrum_record import SpectrumRecord
 from spectral_triton.stacked_spectrum import StackedSpectrum
 from spectral_triton.svd import HouseholderSVD
+from spectral_triton.svd_parameters import (
+    parameters_from_dense,
+    parameters_from_sigma,
+    spectrum_values,
+)
 from spectral_triton.validation import (
     check_choice,
     check_dtype,
     check_floating,
     check_integer,
+    full_precision,
     resolve_num_reflectors,
 )
 
 INITIALIZERS = ("haar", "identity", "henaff", "cayley")
 
 
-class SVDWeight(nn.Module):
+class SVDWeight(SpectrumRecord):
     r"""A trainable matrix in SVD form: reflectors of U and V, and raw singular values.
 
     .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top, \qquad \sigma = f(\hat\sigma)
@@ -186,6 +191,45 @@ class SVDWeight(nn.Module):
             assign_(getattr(self, name), tensor)
         return self
 
+    @torch.no_grad()
+    def set_spectrum_(
+        self, spectrum: Spectrum | Sequence[Spectrum], out_of_bounds: str = "raise"
+    ) -> SVDWeight:
+        """Sets other bounds: U, V and each σ within them stay.
+
+        Where only one of both spectra has a parameter, ``raw_singular_values`` comes or goes, and
+        an optimizer has to be made anew.
+
+        Args:
+            spectrum: Map from raw parameter to σ, or a sequence of one per matrix.
+            out_of_bounds: "raise", or "clip" to move singular values into the new bounds, a
+                thousandth of their width inside.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            TypeError: if ``spectrum`` is not a Spectrum.
+            ValueError: if a singular value is out of bounds. Nothing is changed then.
+
+        Example:
+            >>> weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(center=1.0, margin=0.5))
+            >>> weight.set_spectrum_(SigmoidSpectrum(center=1.0, margin=0.1)).spectrum
+            SigmoidSpectrum(center=1.0, margin=0.1, scale=1.0)
+        """
+        check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
+        new = resolve_spectrum(spectrum, self.num_blocks)
+        sigma, signs = self.singular_values, self.signs.to(full_precision(self.signs.dtype))
+        raw, signs = parameters_from_sigma(sigma, signs, new, out_of_bounds)
+        if raw is None or self.raw_singular_values is None:
+            made = None if raw is None else nn.Parameter(raw.to(self.left.dtype))
+            self.register_parameter("raw_singular_values", made)
+        else:
+            assign_(self.raw_singular_values, raw)
+        self.signs.copy_(signs)
+        self.spectrum = new
+        return self
+
     def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
         """What :meth:`set_dense_` sets, by the names of the state dict."""
         check_floating("w", w)
@@ -247,53 +291,3 @@ def _initial_raw(spectrum: Spectrum) -> float:
     # On the CPU even where torch.device("meta") is the default, since a value is needed.
     initial = torch.tensor([spectrum.initial], dtype=torch.float64, device="cpu")
     return spectrum.inverse(initial).item()
-
-
-def spectrum_values(
-    spectrum: Spectrum | StackedSpectrum, raw: Tensor | None, signs: Tensor
-) -> Tensor:
-    """σ of the raw values, or of a spectrum without any in the shape of ``signs``."""
-    return spectrum(torch.zeros_like(signs) if raw is None else gathered(raw))
-
-
-@torch.no_grad()
-def parameters_from_dense(
-    w: Tensor,
-    spectrum: Spectrum | StackedSpectrum,
-    num_reflectors: tuple[int, int],
-    out_of_bounds: str = "raise",
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """left, raw singular values (None where there are none), right and signs of dense matrices."""
-    if isinstance(spectrum, StackedSpectrum):
-        return _parameters_of_each(w, spectrum, num_reflectors, out_of_bounds)
-    lower, upper = spectrum.bounds
-    left, sigma, right, signs = factor_dense(
-        w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds
-    )
-    if not spectrum.trainable:
-        return left, None, right, signs
-    # A bound itself has no raw value, and next to it the spectrum has no slope: clipped values
-    # stay trainable, values given as they are move by no more than rounding.
-    finite = [abs(bound) for bound in (lower, upper) if math.isfinite(bound)]
-    if out_of_bounds == "clip":
-        inset = 1e-3 * (upper - lower if len(finite) == 2 else max([1.0, *finite]))
-    else:
-        inset = torch.finfo(sigma.dtype).eps * max(finite, default=0.0)
-    inside = sigma.double().clamp(lower + inset, upper - inset)
-    return left, spectrum.inverse(inside).to(sigma.dtype), right, signs
-
-
-def _parameters_of_each(
-    w: Tensor, stacked: StackedSpectrum, num_reflectors: tuple[int, int], out_of_bounds: str
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    parts = []
-    for index, (spectrum, block) in enumerate(zip(stacked, w, strict=True)):
-        try:
-            parts.append(parameters_from_dense(block, spectrum, num_reflectors, out_of_bounds))
-        except ValueError as error:
-            raise type(error)(f"matrix {index}: {error}") from error
-    left, raws, right, signs = zip(*parts, strict=True)
-    # Rows without effect, see StackedSpectrum.
-    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raws, signs, strict=True)]
-    raw = torch.stack(rows) if stacked.trainable else None
-    return torch.stack(left), raw, torch.stack(right), torch.stack(signs)

@@ -113,12 +113,19 @@ def test_what_is_selected():
 
     assert names(None) == ["a", "b", "c"]
     assert names(nn.RNN) == ["c"]
-    assert names((nn.Linear, nn.RNNCell)) == ["a", "b"]
+    assert names((nn.Linear, nn.RNNCell)) == names([nn.Linear]) == ["a", "b"]
     assert names(lambda name, layer: name == "b" or isinstance(layer, nn.RNN)) == ["b", "c"]
     asked = []
     convert(model, lambda *found: asked.append(found), inplace=True)
     assert asked == [(name, model[name]) for name in "abc"]
     assert str(convert(nn.ReLU())[1]) == "no layer selected"
+
+
+def test_layers_in_svd_form_are_named():
+    once, _ = convert(nn.Sequential(nn.Linear(3, 3)), spectrum=SigmoidSpectrum(1.0, 0.5))
+    twice, report = convert(once)
+    assert str(report).startswith("skipped 0.svd (SVDWeight): in SVD form, with SigmoidSpectrum(")
+    assert torch.equal(twice[0].weight, once[0].weight)
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

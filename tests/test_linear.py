@@ -142,9 +142,9 @@ def test_loads_dense_checkpoints():
     assert torch.equal(network[1].bias, linear.bias)
     assert list(state) == ["1.weight", "1.bias"]
     linear.weight.data = 2 * q
-    with pytest.raises(ValueError, match=r"dense 1\.weight: .* outside the bounds"):
+    with pytest.raises(RuntimeError, match=r"dense 1\.weight: .* outside the bounds"):
         network.load_state_dict(nn.Sequential(nn.ReLU(), linear).state_dict())
-    with pytest.raises(ValueError, match=r"dense weight: w must have shape \(4, 4\)"):
+    with pytest.raises(RuntimeError, match=r"dense weight: w must have shape \(4, 4\)"):
         SVDLinear(4, 4).load_state_dict(nn.Linear(4, 3).state_dict())
     with pytest.raises(RuntimeError, match="bias"):
         SVDLinear(4, 4, bias=False).load_state_dict({"weight": q, "bias": torch.zeros(4)})

@@ -263,7 +263,7 @@ def test_buffers_and_frozen_parameters():
         (
             lambda: svd(svd(nn.Linear(3, 3))),
             ValueError,
-            "weight of Parametrized.* has to come first",
+            "weight of Parametrized.* is in SVD form already; remove_svd",
         ),
         (
             lambda: svd(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))),

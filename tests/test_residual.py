@@ -56,3 +56,9 @@ def test_dtype_device_and_activation():
         SVDResidualBlock(4, activation=lambda: 1)
     with pytest.raises(ValueError, match="out_features must be at least 1"):
         SVDResidualBlock(0)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), "relu"])
+def test_an_activation_that_makes_no_module_is_named(activation):
+    with pytest.raises(TypeError, match=r"activation must make a module, such as nn\.ReLU without"):
+        SVDResidualBlock(3, activation=activation)

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from spectral_triton import SVDLinear
 from spectral_triton.validation import (
     broadcast_batch,
     check_bounds,
@@ -114,3 +116,14 @@ def test_batches_broadcast():
     assert broadcast_batch(size(()), size((4, 1)), size((3,))) == (4, 3)
     with pytest.raises(RuntimeError):
         broadcast_batch(size((2,)), size((3,)))
+
+
+def test_integers_of_numpy_are_integers():
+    product = np.prod((3, 4))
+    assert check_integer("size", product, 1) is None
+    assert resolve_num_reflectors(product, 12, 20) == (12, 12)
+    assert SVDLinear(product, 2, num_reflectors=np.int32(1))(torch.ones(1, 12)).shape == (1, 2)
+    with pytest.raises(TypeError, match="size must be an int"):
+        check_integer("size", np.float32(3), 1)
+    with pytest.raises(TypeError, match="size must be an int"):
+        check_integer("size", np.bool_(True), 0)

@@ -234,6 +234,8 @@ def _run(
         data = DataFolder(data_dir, download=download, mirror=mirror)
         comparison = Comparison(configs, output, data, resume=resume)
         with ProgressReport(console, quiet=quiet or not processes.is_main) as report:
+            if resume and not output.exists():
+                report.note(f"nothing to continue in {output}: starting anew")
             report.note(f"{configs[0].title} → {output}")
             metric, summaries = comparison.run(report)
     console.print(summary_table(configs[0].title, metric, summaries))

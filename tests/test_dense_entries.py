@@ -1,0 +1,57 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from spectral_triton import SpectralRNN, SVDConv1d, SVDLinear
+
+
+def plain():
+    layers = {"linear": nn.Linear(4, 4), "conv": nn.Conv1d(2, 2, 1), "rnn": nn.RNN(2, 3, 2)}
+    for name, weight in nn.ModuleDict(layers).named_parameters():
+        if "weight" in name and "ih" not in name:
+            nn.init.orthogonal_(weight.data.flatten(1))
+    return nn.ModuleDict(layers)
+
+
+def own(**options):
+    layers = {
+        "linear": SVDLinear(4, 4, **options),
+        "conv": SVDConv1d(2, 2, 1, **options),
+        "rnn": SpectralRNN(2, 3, 2, **options),
+    }
+    return nn.ModuleDict(layers)
+
+
+def test_each_layer_loads_or_stays_and_all_that_fail_are_named():
+    state = plain().state_dict()
+    state["linear.weight"] *= 3
+    state["rnn.weight_hh_l1"] *= 3
+    model = own()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError) as caught:
+        model.load_state_dict(state)
+    message = str(caught.value)
+    for key in ("linear.weight", "rnn.weight_hh_l1"):
+        assert f"cannot load the dense {key}: " in message
+    assert "svd" not in message
+    torch.testing.assert_close(model["conv"].weight, state["conv.weight"])
+    for name, value in model.state_dict().items():
+        if not name.startswith("conv"):
+            assert torch.equal(value, before[name])
+
+
+def test_what_is_loaded_stays_as_it_was():
+    state = plain().state_dict()
+    before = dict(state)
+    own().load_state_dict(state)
+    assert state.keys() == before.keys()
+    assert all(value is before[key] for key, value in state.items())
+
+
+def test_a_matrix_of_fewer_reflectors_is_said_not_to_be_recovered():
+    model = nn.ModuleDict({"linear": SVDLinear(8, 8, num_reflectors=2)})
+    dense = {"linear.weight": model["linear"].weight, "linear.bias": model["linear"].bias}
+    with pytest.raises(RuntimeError, match="fewer have made they cannot be recovered"):
+        model.load_state_dict(dense)
