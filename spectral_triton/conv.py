@@ -2,12 +2,7 @@ r"""Convolutions whose flattened kernel keeps its singular values within bounds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
 from spectral_triton.convolution import SVDConvolution
-from spectral_triton.spectrum import Spectrum
 
 
 class SVDConv1d(SVDConvolution):
@@ -60,39 +55,6 @@ class SVDConv1d(SVDConvolution):
 
     dimensions = 1
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        num_reflectors: int | Sequence[int] | None = None,
-        spectrum: Spectrum | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            num_reflectors,
-            spectrum,
-        )
-
 
 class SVDConv2d(SVDConvolution):
     r"""``torch.nn.Conv2d`` with bounded singular values of its flattened kernel.
@@ -143,36 +105,3 @@ class SVDConv2d(SVDConvolution):
     """
 
     dimensions = 2
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | str = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        num_reflectors: int | Sequence[int] | None = None,
-        spectrum: Spectrum | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-            num_reflectors,
-            spectrum,
-        )

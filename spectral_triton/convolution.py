@@ -57,16 +57,17 @@ class SVDConvolution(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
-        stride: int | Sequence[int],
-        padding: int | Sequence[int] | str,
-        dilation: int | Sequence[int],
-        groups: int,
-        bias: bool,
-        padding_mode: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        num_reflectors: int | Sequence[int] | None,
-        spectrum: Spectrum | None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
     ) -> None:
         super().__init__()
         check_integer("in_channels", in_channels, 1)
@@ -261,8 +262,7 @@ class SVDConvolution(nn.Module):
         kind = _PLAIN[cls.dimensions - 1]
         if not isinstance(conv, kind):
             raise TypeError(f"conv must be a torch.nn.{kind.__name__}, got {type(conv).__name__}")
-        make: Any = cls
-        layer = make(
+        layer = cls(
             **{name: getattr(conv, name) for name in _SETTINGS},
             bias=conv.bias is not None,
             device=conv.weight.device,
@@ -272,7 +272,7 @@ class SVDConvolution(nn.Module):
         )
         dense = conv.weight.detach().reshape(layer.svd.shape)
         layer.svd.set_dense_(dense, out_of_bounds)
-        if conv.bias is not None:
+        if layer.bias is not None and conv.bias is not None:
             layer.bias.data.copy_(conv.bias.detach())
         return layer.train(conv.training)
 
