@@ -36,6 +36,7 @@ def haar_(reflectors: Tensor, *, generator: Generator | None = None) -> Tensor:
         ``reflectors``.
 
     Raises:
+        TypeError: if what is to be filled is not a real floating-point tensor.
         ValueError: if ``reflectors`` has fewer than two dimensions or k > n.
 
     Example:
@@ -73,6 +74,7 @@ def identity_(left: Tensor, right: Tensor, *, generator: Generator | None = None
         generator: Source of randomness; the global one by default.
 
     Raises:
+        TypeError: if what is to be filled is not a real floating-point tensor.
         ValueError: if a tensor has fewer than two dimensions, more rows than columns, or the
             batch shapes differ.
 
@@ -99,7 +101,7 @@ def henaff_(left: Tensor, right: Tensor, *, generator: Generator | None = None) 
         generator: Source of randomness; the global one by default.
 
     Raises:
-        ValueError: as :func:`identity_`.
+        TypeError, ValueError: as :func:`identity_`.
 
     Example:
         >>> left, right = torch.empty(4, 4), torch.empty(4, 4)
@@ -124,7 +126,7 @@ def cayley_(left: Tensor, right: Tensor, *, generator: Generator | None = None) 
         generator: Source of randomness; the global one by default.
 
     Raises:
-        ValueError: as :func:`identity_`.
+        TypeError, ValueError: as :func:`identity_`.
 
     Example:
         >>> left, right = torch.empty(4, 4), torch.empty(4, 4)

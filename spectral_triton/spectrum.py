@@ -81,6 +81,7 @@ class SigmoidSpectrum(Spectrum):
         scale: Factor of the raw parameter, positive.
 
     Raises:
+        TypeError: if an argument is not a number.
         ValueError: if an argument is not finite, or ``margin`` or ``scale`` is not positive.
 
     Example:
@@ -150,6 +151,7 @@ class SignedSpectrum(Spectrum):
         limit: Bound of the absolute value, positive.
 
     Raises:
+        TypeError: if an argument is not a number.
         ValueError: if ``limit`` is not finite or not positive.
 
     Example:
@@ -193,6 +195,7 @@ class SoftplusSpectrum(Spectrum):
         minimum: Lower bound, not negative.
 
     Raises:
+        TypeError: if an argument is not a number.
         ValueError: if ``minimum`` is negative or not finite.
 
     Example:
@@ -237,6 +240,7 @@ class FixedSpectrum(Spectrum):
         value: The singular value, positive.
 
     Raises:
+        TypeError: if an argument is not a number.
         ValueError: if ``value`` is not finite or not positive.
 
     Example:
