@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-# Beyond the L2 cache of any GPU: writing it puts out what a call before has left there.
+# Five times the L2 cache of an H200: writing it puts out what a call before has left there.
 FLUSH_BYTES = 1 << 28
 
 
@@ -27,8 +27,8 @@ class Seconds(float):
 class Clock:
     """Median seconds of single calls, within a budget for each and a deadline for all.
 
-    Before each call a buffer larger than the L2 cache is written. That also lets the host run
-    ahead, so of a short call only the Python beyond those 0.1 ms counts.
+    Before each call a buffer larger than the L2 cache is written. While that lasts the host runs
+    ahead, so of a short call only the Python that takes longer counts.
     """
 
     def __init__(self, device: torch.device, minutes: float, seconds_each: float) -> None:

@@ -88,7 +88,7 @@ def convert(
     With fewer than min(m, n) reflectors a general weight cannot be written at all; ``too_few`` says
     what happens then. Left alone, with the reason in the report, are layers whose weight is shared
     with another module (a tied embedding), is parametrized or computed by a hook, or has no value
-    yet, and subclasses, which may compute something else.
+    yet, weights in SVD form already, and subclasses, which may compute something else.
 
     In ``nn.MultiheadAttention`` the output projection is converted, and both it and
     ``nn.TransformerEncoderLayer`` go on working, in their fast path for inference as well; they
@@ -100,8 +100,8 @@ def convert(
 
     Args:
         model: Any module.
-        select: Which layers: types of torch's layers, or a function of a layer's name and itself;
-            all that can be converted if None.
+        select: Which layers: one or several types of torch's layers, or a function of a layer's
+            name and itself; all that can be converted if None.
         num_reflectors: At most this many per side, all min(m, n) if None.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         out_of_bounds: "clip", or "raise" where a singular value is out of bounds.

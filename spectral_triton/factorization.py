@@ -107,8 +107,8 @@ def into_bounds(
         raise ValueError(
             f"the matrix has singular values from {sigma.min().item():.6g} to "
             f"{sigma.max().item():.6g}, outside the bounds {tuple(bounds)}; "
-            "out_of_bounds='clip' moves them inside, in convert, set_dense_ and all that begins "
-            "with from_"
+            "out_of_bounds='clip' moves them inside, in convert, set_dense_, set_spectrum_ and all "
+            "that begins with from_"
         )
     return signed.clamp(*bounds), torch.where(flipped, -signs, signs)
 

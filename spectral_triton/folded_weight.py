@@ -85,7 +85,7 @@ def _same_size(first: Tensor, second: Tensor) -> list[Tensor]:
 class Fold(DirectFunction):
     """What ``_fold`` returns, differentiable by P and Q.
 
-    One Function: autograd's way back through a fold takes three times as many calls.
+    One Function: autograd's way back through a fold takes more than twice as many calls.
     """
 
     generate_vmap_rule = True

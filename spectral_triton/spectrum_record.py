@@ -33,8 +33,8 @@ class SpectrumRecord(nn.Module):
         if saved is not None and saved != own:
             warnings.warn(
                 f"{prefix[:-1] or 'the weight'} was saved with the spectrum {saved} and is loaded "
-                f"with {own}, which makes another W of its raw singular values; load it as it was, "
-                "and let SVDWeight.set_spectrum_ change it afterwards",
+                f"with {own}, which makes another W of its raw singular values; load it as it was "
+                "saved: SVDWeight.set_spectrum_ changes the bounds of what is loaded",
                 stacklevel=2,
             )
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)

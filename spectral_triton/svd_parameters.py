@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,11 @@ def parameters_from_dense(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """left, raw singular values (None where there are none), right and signs of dense matrices."""
     if isinstance(spectrum, StackedSpectrum):
-        return _parameters_of_each(w, spectrum, num_reflectors, out_of_bounds)
+        lefts, raws, rights, all_signs = _of_each(
+            spectrum, lambda i, own: parameters_from_dense(w[i], own, num_reflectors, out_of_bounds)
+        )
+        raw = _stacked(raws, all_signs, spectrum)
+        return torch.stack(lefts), raw, torch.stack(rights), torch.stack(all_signs)
     lower, upper = spectrum.bounds
     left, sigma, right, signs = factor_dense(
         w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds
@@ -63,10 +68,11 @@ def parameters_from_sigma(
 ) -> tuple[Tensor | None, Tensor]:
     """raw singular values (None where there are none) and signs of given singular values."""
     if isinstance(spectrum, StackedSpectrum):
-        rows = zip(sigma, signs, spectrum, strict=True)
-        pairs = [parameters_from_sigma(*row, out_of_bounds) for row in rows]
-        raws, new_signs = zip(*pairs, strict=True)
+        raws, new_signs = _of_each(
+            spectrum, lambda i, own: parameters_from_sigma(sigma[i], signs[i], own, out_of_bounds)
+        )
         return _stacked(raws, new_signs, spectrum), torch.stack(new_signs)
+    # Where σ stands on a bound that both spectra have, each may round it to another side.
     slack = 2 * torch.finfo(sigma.dtype).eps * sigma.abs().amax(-1, keepdim=True)
     sigma, signs = into_bounds(sigma, signs, spectrum.bounds, out_of_bounds, slack)
     return _raw(sigma, spectrum, out_of_bounds), signs
@@ -80,15 +86,14 @@ def _stacked(
     return torch.stack(rows) if spectrum.trainable else None
 
 
-def _parameters_of_each(
-    w: Tensor, stacked: StackedSpectrum, num_reflectors: tuple[int, int], out_of_bounds: str
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def _of_each(
+    stacked: StackedSpectrum, parameters: Callable[[int, Spectrum], tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """What ``parameters`` gives for each matrix, by kind; its errors name the matrix."""
     parts = []
-    for index, (spectrum, block) in enumerate(zip(stacked, w, strict=True)):
+    for index, spectrum in enumerate(stacked):
         try:
-            parts.append(parameters_from_dense(block, spectrum, num_reflectors, out_of_bounds))
+            parts.append(parameters(index, spectrum))
         except ValueError as error:
             raise type(error)(f"matrix {index}: {error}") from error
-    left, raws, right, signs = zip(*parts, strict=True)
-    raw = _stacked(raws, signs, stacked)
-    return torch.stack(left), raw, torch.stack(right), torch.stack(signs)
+    return list(zip(*parts, strict=True))

@@ -197,8 +197,8 @@ class SVDWeight(SpectrumRecord):
     ) -> SVDWeight:
         """Sets other bounds: U, V and each σ within them stay.
 
-        Where only one of both spectra has a parameter, ``raw_singular_values`` comes or goes, and
-        an optimizer has to be made anew.
+        A negative σ becomes a sign where -σ is nearer to the bounds. Where only one spectrum has a
+        parameter, ``raw_singular_values`` comes or goes, and an optimizer has to be made anew.
 
         Args:
             spectrum: Map from raw parameter to σ, or a sequence of one per matrix.
@@ -222,7 +222,8 @@ class SVDWeight(SpectrumRecord):
         sigma, signs = self.singular_values, self.signs.to(full_precision(self.signs.dtype))
         raw, signs = parameters_from_sigma(sigma, signs, new, out_of_bounds)
         if raw is None or self.raw_singular_values is None:
-            made = None if raw is None else nn.Parameter(raw.to(self.left.dtype))
+            options = {"requires_grad": self.left.requires_grad}
+            made = None if raw is None else nn.Parameter(raw.to(self.left.dtype), **options)
             self.register_parameter("raw_singular_values", made)
         else:
             assign_(self.raw_singular_values, raw)

@@ -57,6 +57,14 @@ def test_default_output_is_a_new_folder_below_runs(invoke, tmp_path):
     assert re.fullmatch(r"adding-\d{8}-\d{6}", folder.name)
 
 
+def test_resume_of_nothing_says_that_it_starts_anew(invoke):
+    command = ("train", "adding", *QUICK, "--model", "rnn", "--resume", "-o", "typo")
+    for expected in (True, False):
+        result = invoke(*command)
+        assert result.exit_code == 0
+        assert ("nothing to continue in typo: starting anew" in result.text) == expected
+
+
 def test_resume_needs_the_same_configuration(invoke):
     command = ("train", "adding", *QUICK, "--model", "rnn", "-o", "out")
     assert invoke(*command).exit_code == 0
