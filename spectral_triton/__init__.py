@@ -3,6 +3,7 @@
 from spectral_triton import init, parametrizations
 from spectral_triton.backend import backend_info, use_backend
 from spectral_triton.bake import bake
+from spectral_triton.cached import cached
 from spectral_triton.conv import SVDConv1d, SVDConv2d
 from spectral_triton.conversion_report import ConversionReport
 from spectral_triton.convert import convert
@@ -58,6 +59,7 @@ __all__ = [  # noqa: RUF022 (SVDMLP is no constant)
     "apply_reflectors",
     "backend_info",
     "bake",
+    "cached",
     "convert",
     "householder_product",
     "init",

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectral_triton.cached import formed_once
 from spectral_triton.compact_wy import add_product, unit_rows
 from spectral_triton.direct_function import DirectFunction
 from spectral_triton.forward_mode import functions_serve, is_differentiated
@@ -41,6 +42,11 @@ def fold(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
 
     Two thin products for each step, where applying the two factors in turn takes four.
     """
+    tensors = factors.left, factors.singular_values, factors.right, factors.signs
+    return formed_once(factors, "folded", tensors, lambda: _fold_factors(factors))
+
+
+def _fold_factors(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
     sigma = factors.singular_values
     sigma = sigma if factors.signs is None else sigma * factors.signs
     left, right, triangular = factors.left, factors.right, factors.triangular

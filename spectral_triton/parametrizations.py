@@ -2,6 +2,7 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spectral_triton.cached import formed_once
 from spectral_triton.factorization import TooFewReflectorsError
 from spectral_triton.sharding import refuse_sharded
 from spectral_triton.spectrum import Spectrum
@@ -51,7 +53,7 @@ def svd(
     by a random one, uniform U and V with σ at the initial value of the spectrum. Assigning to
     ``module.<name>`` later obeys ``out_of_bounds`` and raises where the reflectors do not suffice.
 
-    W is formed at each access, at 4 p (m k_u + n k_v) operations; use
+    W is formed at each access, at 4 p (m k_u + n k_v) operations; use :func:`cached` or
     ``torch.nn.utils.parametrize.cached()`` where a weight is read several times, as
     ``torch.nn.RNN`` does in each call. :class:`SVDLinear` and ``SpectralRNN`` need not form it.
 
@@ -199,11 +201,13 @@ def remove_svd(module: Module, name: str = "weight") -> Module:
 def release_flat_weights(module: nn.RNNBase, *_: object) -> None:
     """Drops the graph of the weights that an RNN keeps from its last call, which deepcopy refuses.
 
-    The RNN replaces them at its next call, as it compares them with its attributes.
+    The RNN replaces them at its next call, as it compares them with its attributes: with references
+    of its own, by which a cached weight would seem to be there still.
     """
-    module._flat_weights = [
-        w.detach() if isinstance(w, Tensor) and not w.is_leaf else w for w in module._flat_weights
-    ]
+    kept: list[Any] = module._flat_weights
+    kept = [w.detach() if isinstance(w, Tensor) and not w.is_leaf else w for w in kept]
+    module._flat_weights = kept
+    module._flat_weight_refs = [None if w is None else weakref.ref(w) for w in kept]
 
 
 class _SVD(SpectrumRecord):
@@ -234,6 +238,12 @@ class _SVD(SpectrumRecord):
         return weight.flatten(1).unflatten(0, (self.num_blocks, -1))
 
     def forward(self, left: Tensor, right: Tensor, raw: Tensor | None = None) -> Tensor:
+        def make() -> Tensor:
+            return self._form(left, right, raw)
+
+        return formed_once(self, "weight", (left, right, raw, self.signs), make, self.spectrum)
+
+    def _form(self, left: Tensor, right: Tensor, raw: Tensor | None) -> Tensor:
         sigma = spectrum_values(self.spectrum, raw, self.signs)
         signs = self.signs.to(left.dtype)
         factors = HouseholderSVD(left, sigma, right, signs=signs, triangular=True)

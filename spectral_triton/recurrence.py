@@ -2,12 +2,16 @@ r"""The recurrence of an RNN whose transition matrix is in SVD form, all steps i
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from spectral_triton.backend import recurrence_form
+from spectral_triton.cached_svd import CachedSVD
 from spectral_triton.folded_weight import fold, folds
 from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.recurrence_op import recurrence
+from spectral_triton.recurrence_plain import activation
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
     check_choice,
@@ -120,14 +124,20 @@ def run(
             None if a is None else a.to(dtype) for a in (weight_ih, bias_ih, bias)
         )
         r = factors.left.shape[-2] + factors.right.shape[-2]
+        x, h0 = x.to(dtype), h0.to(dtype)
+        if isinstance(factors, CachedSVD) and batch_sizes is None and x.shape[0] == 1:
+            # For one step a loop over buffers is dearer to set up than to run.
+            z = x[0] if weight_ih is None else linear(x[0], weight_ih, bias_ih)
+            z = torch.addmm(z, h0, factors.to_dense().to(dtype).mT)
+            h = activation(z, nonlinearity, negative_slope, bias)
+            return h.unsqueeze(0), h.clone()
         form = recurrence_form(x, n, r)
         if form == "folded" or (form is None and folds(n, r)):
             scale, p, q = (a.to(dtype) for a in fold(factors))
         else:
             scale, p, q = None, factors.to_dense().to(dtype), None
         options = (batch_sizes, nonlinearity, float(negative_slope), reverse)
-        inputs = (x.to(dtype), weight_ih, bias_ih, h0.to(dtype))
-        return recurrence(Arguments(*inputs, scale, p, q, bias, *options))
+        return recurrence(Arguments(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options))
 
 
 def check_nonlinearity(nonlinearity: str, negative_slope: float) -> None:

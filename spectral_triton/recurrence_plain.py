@@ -15,7 +15,8 @@ from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.steps import Steps, carry, flat
 
 
-def _activation(z: Tensor, nonlinearity: str, slope: float, bias: Tensor | None) -> Tensor:
+def activation(z: Tensor, nonlinearity: str, slope: float, bias: Tensor | None) -> Tensor:
+    """φ(z)."""
     if nonlinearity == "tanh":
         return z.tanh()
     if nonlinearity == "relu":
@@ -52,7 +53,7 @@ def plain_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
         else:
             kept.append(h @ q)
             product = h * scale - kept[-1] @ p.mT
-        h = _activation(x_t + product, nonlinearity, slope, bias)
+        h = activation(x_t + product, nonlinearity, slope, bias)
         outputs.append(h)
     shape = x.shape[:-1]
     if not outputs:

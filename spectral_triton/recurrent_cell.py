@@ -141,6 +141,17 @@ class RecurrentCell(RecurrentModule):
                 carried.to(dtype),
             )
 
+    def _next(self, function: str, x: Tensor, *states: Tensor) -> Any:
+        """What torch's function for one step returns, with the dense W_hh."""
+        check_input_dtype(x, self.weight_ih)
+        with without_autocast(x.device.type):
+            dtype = full_precision(x.dtype, self.weight_ih.dtype)
+            weights = self.weight_ih, self.weight_hh, *(plain_tensor(self, b) for b in BIASES)
+            weights = tuple(None if a is None else a.to(dtype) for a in weights)
+            given = [state.to(dtype) for state in states]
+            hx = given if len(given) > 1 else given[0]
+            return getattr(torch._VF, function)(x.to(dtype), hx, *weights)
+
     def _result(self, state: Tensor, input: Tensor) -> Tensor:
         state = state.to(result_dtype(input))
         return state if input.dim() == 2 else state.squeeze(0)

@@ -19,7 +19,8 @@ class SpectralRNNCell(RecurrentCell):
     .. math:: h' = \varphi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh}), \qquad
         W_{hh} = U\,\mathrm{diag}(\sigma)\,V^\top
 
-    Each call prepares the factors anew: over a whole sequence :class:`SpectralRNN` is much faster.
+    Each call prepares the factors, inside :func:`cached` only the first: use it for loops. Over a
+    whole sequence :class:`SpectralRNN` is faster still.
 
     Args:
         input_size: Features of the input.

@@ -231,19 +231,21 @@ class HouseholderSVD(SVDAlgebra):
         num_vectors = rows.shape[-2] * math.prod(batch) / max(math.prod(self._batch), 1)
         with without_autocast(x.device.type):
             y = rows.to(self.dtype)
-            factors = self.left, self._signed, self.right
             way = self._way(y, num_vectors)
-            if way == "dense":
+            if way == "dense" and not self._batch:
+                y = torch.nn.functional.linear(y, self.to_dense(), bias)
+                bias = None
+            elif way == "dense":
                 y = torch.matmul(y, self.to_dense().mT)
             elif way == "at once":
                 batch = y.shape[:-1]
                 y = y if len(batch) == 1 else y.flatten(0, -2)
-                y = apply_factors(y, *factors, bias, self.triangular)
+                y = apply_factors(y, self.left, self._signed, self.right, bias, self.triangular)
                 y = y if len(batch) == 1 else y.reshape(*batch, m)
                 bias = None
             else:
                 y = apply_checked(y, self.right, True, self.triangular)
-                y = resized(y, min(m, n)) * factors[1].unsqueeze(-2)
+                y = resized(y, min(m, n)) * self._signed.unsqueeze(-2)
                 y = resized(y, m)
                 y = apply_checked(y, self.left, False, self.triangular)
             if bias is not None:

@@ -9,6 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from spectral_triton import init as reflector_init
+from spectral_triton.cached import formed_once, is_cached
+from spectral_triton.cached_svd import CachedSVD
 from spectral_triton.sharding import assign_, is_sharded
 from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
 from spectral_triton.spectrum_record import SpectrumRecord
@@ -148,15 +150,17 @@ class SVDWeight(SpectrumRecord):
 
     @property
     def factors(self) -> HouseholderSVD:
-        """W as an operator; every access converts the raw singular values anew."""
-        return HouseholderSVD(
-            self.left,
-            self.singular_values,
-            self.right,
-            # FSDP's mixed precision casts parameters, not buffers.
-            signs=self.signs.to(self.left.dtype),
-            triangular=True,
-        )
+        """W as an operator; outside :func:`cached` every access converts the raw σ̂ anew."""
+        given = self.left, self.raw_singular_values, self.right, self.signs
+        if not is_cached(*given):
+            return self._factors()
+        return formed_once(self, "factors", given, lambda: self._factors(CachedSVD), self.spectrum)
+
+    def _factors(self, make: type[HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
+        # FSDP's mixed precision casts parameters, not buffers.
+        signs = self.signs.to(self.left.dtype)
+        sigma = self.singular_values
+        return make(self.left, sigma, self.right, signs=signs, triangular=True)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """W x + b for every vector along the last dimension, (..., n) -> (..., m), dtype of x.

@@ -216,6 +216,19 @@ def test_caching_forms_the_weight_once():
     assert module.weight is not first
 
 
+def test_an_rnn_that_reads_a_cached_weight_twice_has_its_gradient_twice():
+    module = svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4)
+    x = torch.randn(5, 2, 3)
+    wanted = list(module.parametrizations.parameters())
+
+    def gradients(calls):
+        return torch.autograd.grad(sum(module(x)[0].sum() for _ in range(calls)), wanted)
+
+    expected = [2 * grad for grad in gradients(1)]
+    with parametrize.cached():
+        torch.testing.assert_close(list(gradients(2)), expected)
+
+
 def test_default_adamw_never_zeroes_the_weight():
     module = svd(nn.Linear(8, 8, dtype=torch.float32))
     optimizer = torch.optim.AdamW(module.parameters())

@@ -1,0 +1,516 @@
+"""cached: what is formed once, when it is formed anew, and where nothing may be kept."""
+
+import asyncio
+import copy
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.nn.utils import parametrize, vector_to_parameters
+from torch.utils.checkpoint import checkpoint
+
+from spectral_triton import parametrizations
+from spectral_triton.cached import cached, formed_once, is_cached
+from spectral_triton.conv import SVDConv1d
+from spectral_triton.gru import SpectralGRU
+from spectral_triton.gru_cell import SpectralGRUCell
+from spectral_triton.linear import SVDLinear
+from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.lstm_cell import SpectralLSTMCell
+from spectral_triton.rnn import SpectralRNN
+from spectral_triton.rnn_cell import SpectralRNNCell
+from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum
+
+MAKERS = {
+    "linear": (lambda: SVDLinear(4, 6), (5, 4)),
+    "linear, one vector, no bias": (lambda: SVDLinear(6, 4, False, num_reflectors=2), (6,)),
+    "conv": (lambda: SVDConv1d(4, 3, 3), (2, 4, 9)),
+    "rnn": (lambda: SpectralRNN(4, 6, 2, bidirectional=True), (7, 2, 4)),
+    "rnn, folded": (lambda: SpectralRNN(4, 80, num_reflectors=2), (7, 2, 4)),
+    "rnn, one step": (lambda: SpectralRNN(4, 6, nonlinearity="leaky_relu"), (1, 2, 4)),
+    "rnn, one step, modrelu": (lambda: SpectralRNN(4, 6, nonlinearity="modrelu"), (1, 2, 4)),
+    "rnn, unbatched step": (lambda: SpectralRNN(4, 6, bias=False), (1, 4)),
+    "rnn cell": (lambda: SpectralRNNCell(4, 6, nonlinearity="relu"), (3, 4)),
+    "rnn cell, one vector": (lambda: SpectralRNNCell(4, 6, num_reflectors=2), (4,)),
+    "lstm": (lambda: SpectralLSTM(4, 6, proj_size=3), (7, 2, 4)),
+    "lstm cell": (lambda: SpectralLSTMCell(4, 6), (3, 4)),
+    "lstm cell, no bias": (lambda: SpectralLSTMCell(4, 6, bias=False), (4,)),
+    "gru": (lambda: SpectralGRU(4, 6), (7, 2, 4)),
+    "gru cell": (lambda: SpectralGRUCell(4, 6, num_reflectors=3), (3, 4)),
+    "gru cell, no bias": (lambda: SpectralGRUCell(4, 6, bias=False), (3, 4)),
+    "parametrized": (lambda: parametrizations.svd(nn.Linear(4, 6)), (5, 4)),
+    "parametrized lstm": (
+        lambda: parametrizations.svd(nn.LSTM(4, 6), "weight_hh_l0", num_blocks=4),
+        (7, 2, 4),
+    ),
+}
+
+
+def make(name, dtype=torch.float64):
+    build, shape = MAKERS[name]
+    layer = build().to(dtype)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return layer, torch.randn(shape, dtype=dtype)
+
+
+def total(output):
+    """A scalar that all outputs have a part in."""
+    parts = output if isinstance(output, tuple) else (output,)
+    return sum(total(p) if isinstance(p, tuple) else (p * p).sum() + p.sum() for p in parts)
+
+
+def gradients(layer, x):
+    x = x.clone().requires_grad_()
+    wanted = [x, *layer.parameters()]
+    return torch.autograd.grad(total(layer(x)), wanted, allow_unused=True)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_outputs_and_gradients_are_those_outside(name):
+    layer, x = make(name)
+    expected = total(layer(x)), *gradients(layer, x)
+    with cached():
+        for _ in range(2):
+            torch.testing.assert_close((total(layer(x)), *gradients(layer, x)), expected)
+        with torch.no_grad():
+            for _ in range(2):
+                torch.testing.assert_close(total(layer(x)), expected[0].detach())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_what_it_gives_outside(name, dtype):
+    layer, x = make(name, dtype)
+    if "parametrized lstm" in name:
+        pytest.skip("torch's own LSTM computes in half precision")
+    with torch.no_grad():
+        expected = layer(x)
+        with cached():
+            torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("name", [n for n in MAKERS if "parametrized" not in n])
+def test_autocast_gives_what_it_gives_outside(name):
+    layer, x = make(name, torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+        with cached():
+            torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_matrix_is_formed_once(name, monkeypatch):
+    layer, x = make(name)
+    count = count_forming(monkeypatch)
+    with torch.no_grad():
+        layer(x)
+        once = len(count)
+        with cached():
+            for _ in range(5):
+                layer(x)
+        # The RNN of torch reads its parametrized weights several times in a call.
+        assert 0 < len(count) - once <= once
+        count.clear()
+        layer(x)
+        assert len(count) == once
+
+
+def count_forming(monkeypatch):
+    """One entry for each time that raw singular values become σ."""
+    count = []
+    call = SigmoidSpectrum.__call__
+
+    def counted(self, raw):
+        count.append(1)
+        return call(self, raw)
+
+    monkeypatch.setattr(SigmoidSpectrum, "__call__", counted)
+    return count
+
+
+def test_a_sequence_of_steps_trains_as_one_call():
+    """Through the shared W, with an optimizer that changes it, as long as the scope lasts."""
+    rnn = SpectralRNN(3, 6, nonlinearity="relu", num_reflectors=4)
+    cell = SpectralRNNCell(3, 6, nonlinearity="relu", num_reflectors=4)
+    cell.load_state_dict({k.replace("_l0", ""): v for k, v in rnn.state_dict().items()})
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (rnn, cell)]
+    with cached():
+        for _ in range(4):
+            x = torch.randn(9, 2, 3)
+            h = None
+            for x_t in x:
+                h = cell(x_t, h)
+            for optimizer, last in zip(optimizers, (rnn(x)[1][0], h), strict=True):
+                optimizer.zero_grad()
+                last.square().sum().backward()
+                optimizer.step()
+            torch.testing.assert_close(h, rnn_before(rnn, x, h))
+    for mine, other in zip(rnn.parameters(), cell.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def rnn_before(rnn, x, h):
+    """h itself, checked to differ from what the changed weights give: the step was a step."""
+    with torch.no_grad():
+        assert not torch.allclose(rnn(x)[1][0], h)
+    return h
+
+
+def test_gradients_may_be_accumulated():
+    layer, x = make("linear")
+    expected = [2 * g for g in gradients(layer, x)[1:]]
+    with cached():
+        for _ in range(2):
+            total(layer(x)).backward()
+    torch.testing.assert_close([p.grad for p in layer.parameters()], expected)
+
+
+def test_a_matrix_shared_by_two_losses_needs_one_backward_or_retain_graph():
+    layer, x = make("linear")
+    expected = [2 * g for g in gradients(layer, x)[1:]]
+    with cached():
+        losses = [total(layer(x)) for _ in range(2)]
+        losses[0].backward(retain_graph=True)
+        losses[1].backward()
+        torch.testing.assert_close([p.grad for p in layer.parameters()], expected)
+        losses = [total(layer(x)) for _ in range(2)]
+        losses[0].backward()
+        with pytest.raises(RuntimeError, match="second time"):
+            losses[1].backward()
+
+
+def change_in_place(layer):
+    with torch.no_grad():
+        layer.svd.left.add_(1)
+
+
+def change_data(layer):
+    layer.svd.left.data = layer.svd.left.data + torch.randn(4, 6)
+
+
+def change_by_vector(layer):
+    size = sum(p.numel() for p in layer.parameters())
+    vector_to_parameters(torch.randn(size), layer.parameters())
+
+
+def load(layer):
+    layer.load_state_dict(make("linear")[0].state_dict())
+
+
+def assign(layer):
+    layer.load_state_dict(make("linear")[0].state_dict(), assign=True)
+
+
+def change_signs(layer):
+    layer.svd.signs.neg_()
+
+
+CHANGES = [
+    change_in_place,
+    change_data,
+    change_by_vector,
+    load,
+    assign,
+    change_signs,
+    lambda layer: layer.svd.set_dense_(torch.eye(6, 4)),
+    lambda layer: layer.svd.set_spectrum_(FixedSpectrum(2.0), "clip"),
+    lambda layer: layer.reset_parameters(),
+    lambda layer: layer.float(),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_change_is_noticed(change, grad):
+    layer, x = make("linear")
+    with cached(), torch.set_grad_enabled(grad):
+        before = layer(x)
+        change(layer)
+        x = x.to(layer.svd.left.dtype)
+        after = layer(x)
+        weight = layer.weight
+    torch.testing.assert_close(after, layer(x), check_dtype=True)
+    torch.testing.assert_close(weight, layer.weight)
+    assert before.dtype != after.dtype or not torch.allclose(before, after)
+
+
+def test_a_returned_weight_that_is_changed_is_not_the_one_kept():
+    layer, x = make("linear")
+    with torch.no_grad():
+        expected = layer(x)
+        with cached():
+            layer.weight.zero_()
+            torch.testing.assert_close(layer(x), expected)
+
+
+def test_freezing_and_thawing_are_noticed():
+    layer, x = make("linear")
+    layer.requires_grad_(False)
+    with cached():
+        assert not layer(x).requires_grad
+        layer.requires_grad_(True)
+        assert layer(x).requires_grad
+        with torch.no_grad():
+            assert not layer.weight.requires_grad
+        assert layer.weight.requires_grad
+
+
+def test_inference_mode_and_training_do_not_mix():
+    layer, x = make("linear")
+    with cached():
+        with torch.inference_mode():
+            layer(x)
+        total(layer(x)).backward()
+        with torch.inference_mode():
+            made_there = SVDLinear(4, 6)
+            assert made_there.weight is not made_there.weight, "its changes cannot be told"
+
+
+def test_it_ends_with_the_scope_also_by_an_exception():
+    layer, _ = make("linear")
+    with pytest.raises(KeyError), cached():
+        {}[layer.weight is layer.weight]
+    assert layer.weight is not layer.weight
+    assert not is_cached()
+
+
+def test_scopes_nest_and_decorate():
+    layer, _ = make("linear")
+
+    @cached()
+    def twice():
+        return layer.weight is layer.weight
+
+    with cached():
+        weight = layer.weight
+        with cached():
+            assert layer.weight is weight
+        assert twice()
+        assert layer.weight is weight
+    assert twice()
+    assert layer.weight is not layer.weight
+
+
+def test_threads_and_tasks_have_scopes_of_their_own():
+    layer, _ = make("linear")
+    seen = []
+
+    async def task(own):
+        if own:
+            with cached():
+                await asyncio.sleep(0.01)
+                return is_cached()
+        await asyncio.sleep(0.005)
+        return is_cached()
+
+    async def tasks():
+        return await asyncio.gather(task(True), task(False))
+
+    with cached():
+        thread = threading.Thread(target=lambda: seen.append(layer.weight is layer.weight))
+        thread.start()
+        thread.join()
+    assert seen == [False]
+    assert asyncio.run(tasks()) == [True, False]
+
+
+def test_nothing_outlives_its_owner_or_the_scope():
+    with cached(), torch.no_grad():
+        layer, _ = make("linear")
+        weights = [weakref.ref(layer.weight)]
+        assert weights[0]() is not None
+        del layer
+        gc.collect()
+        assert weights[0]() is None
+        layer, _ = make("linear")
+        with torch.enable_grad():
+            weights = [weakref.ref(layer.weight)]
+        gc.collect()
+        assert weights[0]() is not None
+    assert weights[0]() is None
+
+
+def test_a_copy_made_inside_is_a_layer_of_its_own():
+    layer, x = make("linear")
+    with cached(), torch.no_grad():
+        layer(x)
+        other = copy.deepcopy(layer)
+        change_in_place(other)
+        assert not torch.allclose(other(x), layer(x))
+    torch.testing.assert_close(other(x), SVDLinear.from_linear(other.to_linear())(x))
+
+
+def test_functional_call_takes_the_given_parameters():
+    layer, x = make("linear")
+    given = {k: v + 0.1 for k, v in layer.state_dict().items()}
+    expected = functional_call(layer, given, (x,))
+    with cached():
+        before = layer(x)
+        torch.testing.assert_close(functional_call(layer, given, (x,)), expected)
+        torch.testing.assert_close(layer(x), before)
+
+
+def test_transforms_keep_nothing():
+    layer, x = make("linear")
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x):
+        return total(functional_call(layer, parameters, (x,)))
+
+    def over_input(x):
+        return total(layer(x)) + (layer.weight**2).sum()
+
+    expected = torch.func.grad(loss)(parameters, x), torch.func.hessian(over_input)(x)
+    tangent = torch.randn_like(x)
+    moved = torch.func.jvp(over_input, (x,), (tangent,))
+    mapped = torch.vmap(layer)(x)
+    with cached():
+        layer(x)
+        torch.testing.assert_close(torch.func.grad(loss)(parameters, x), expected[0])
+        torch.testing.assert_close(torch.func.hessian(over_input)(x), expected[1])
+        torch.testing.assert_close(torch.func.jvp(over_input, (x,), (tangent,)), moved)
+        torch.testing.assert_close(torch.vmap(layer)(x), mapped)
+        torch.testing.assert_close(layer(x), mapped)
+
+
+@pytest.mark.parametrize("name", ["linear", "rnn", "rnn cell", "lstm cell"])
+def test_programs_compute_what_they_compute_outside(name):
+    layer, x = make(name)
+    expected = total(layer(x)), *gradients(layer, x)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with cached():
+        layer(x)
+        torch.testing.assert_close((total(compiled(x)), *gradients(compiled, x)), expected)
+        change = next(layer.parameters())
+        with torch.no_grad():
+            traced = torch.jit.trace(layer, x)
+            change.add_(0.5)
+            torch.testing.assert_close(total(traced(x)), total(layer(x)))
+            torch.testing.assert_close(total(compiled(x)), total(layer(x)))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoints_recompute_what_they_computed(use_reentrant):
+    layer, x = make("linear")
+    x.requires_grad_()
+
+    def loss(run):
+        return sum(total(run(x * i)) for i in (1, 2, 3))
+
+    def checkpointed(x):
+        return checkpoint(layer, x, use_reentrant=use_reentrant)
+
+    wanted = [x, *layer.parameters()]
+    loss(layer).backward()
+    expected = [a.grad for a in wanted]
+    for warm in (False, True):
+        for a in wanted:
+            a.grad = None
+        with cached():
+            if warm:
+                layer(x)
+            loss(checkpointed).backward()
+        torch.testing.assert_close([a.grad for a in wanted], expected)
+
+
+def test_second_derivatives_go_through_what_is_kept():
+    layer, x = make("linear")
+    x.requires_grad_()
+
+    def second():
+        first = torch.autograd.grad(total(layer(x).tanh()), layer.svd.left, create_graph=True)[0]
+        return torch.autograd.grad(total(first), [x, layer.svd.right])
+
+    expected = second()
+    with cached():
+        for _ in range(2):
+            torch.testing.assert_close(second(), expected)
+
+
+def test_fake_tensors_are_not_kept():
+    layer, x = make("linear")
+    with cached():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            layer(torch.randn(x.shape))
+        torch.testing.assert_close(
+            layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
+        )
+        assert type(layer.weight) is torch.Tensor
+
+
+def test_meta_layers_run():
+    layer, x = make("lstm")
+    layer.to("meta")
+    with cached():
+        assert layer(x.to("meta"))[0].shape == layer(x.to("meta"))[0].shape == (7, 2, 3)
+
+
+def test_torch_cached_works_beside_it():
+    layer, x = make("parametrized")
+    expected = layer(x)
+    with cached(), parametrize.cached():
+        torch.testing.assert_close(layer(x), expected)
+    with parametrize.cached(), cached():
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_errors_are_those_outside():
+    layer, _ = make("linear")
+    for x in (torch.randn(2, 3), torch.randn(2, 4, dtype=torch.float32), torch.ones(4).long()):
+        with pytest.raises((TypeError, ValueError)) as outside:
+            layer(x)
+        with cached(), pytest.raises(type(outside.value)) as inside:
+            layer(x)
+        assert str(inside.value) == str(outside.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4)])
+def test_empty_batches(shape):
+    with cached():
+        assert make("linear")[0](torch.zeros(shape)).shape == (*shape[:-1], 6)
+
+
+def test_values_of_every_kind_and_their_owners():
+    class Owner:
+        pass
+
+    x, made = torch.randn(3, requires_grad=True), []
+
+    def build():
+        made.append(1)
+        return 2 * x, 3 * x
+
+    owners = Owner(), Owner()
+    formed_once(owners[0], "pair", (x, None), build)
+    assert len(made) == 1
+    with cached():
+        first = formed_once(owners[0], "pair", (x, None), build)
+        assert formed_once(owners[0], "pair", (x, None), build) is first
+        assert formed_once(owners[1], "pair", (x, None), build) is not first
+        assert formed_once(owners[0], "other", (x, None), build) is not first
+        assert formed_once(owners[0], "pair", (x, x), build) is not first
+        assert len(made) == 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_graph_forms_its_own_matrix():
+    layer = SVDLinear(4, 6, device="cuda")
+    x = torch.randn(5, 4, device="cuda")
+    with torch.no_grad(), cached():
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            layer(x)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = layer(x)
+        layer.svd.left.add_(1)
+        graph.replay()
+        torch.testing.assert_close(y, layer(x))
