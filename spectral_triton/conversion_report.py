@@ -48,6 +48,9 @@ class ConversionReport:
     Attributes:
         converted: One :class:`ConvertedLayer` for each.
         skipped: One :class:`SkippedLayer` for each, with the reason.
+        unbounded: Where the whole model was to be converted, name and shape of every other weight
+            of two dimensions or more, such as input weights of recurrent layers, embeddings, and
+            bare parameters of other modules.
 
     Example:
         >>> layer = ConvertedLayer(
@@ -60,9 +63,10 @@ class ConversionReport:
 
     converted: tuple[ConvertedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
+    unbounded: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __str__(self) -> str:
-        if not self.converted and not self.skipped:
+        if not self.converted and not self.skipped and not self.unbounded:
             return "no layer selected"
         header = ("name", "layer", "parameters", "sigma before", "sigma after", "change")
         rows = [
@@ -77,9 +81,9 @@ class ConversionReport:
             for layer in self.converted
         ]
         lines = _table([header, *rows]) if rows else []
-        return "\n".join(
-            lines + [f"skipped {s.name or '(model)'} ({s.type}): {s.reason}" for s in self.skipped]
-        )
+        lines += [f"skipped {s.name or '(model)'} ({s.type}): {s.reason}" for s in self.skipped]
+        weights = [f"{name} {'x'.join(map(str, shape))}" for name, shape in self.unbounded]
+        return "\n".join(lines + ([f"without bounds: {', '.join(weights)}"] if weights else []))
 
 
 def _range(sigma: tuple[float, float]) -> str:

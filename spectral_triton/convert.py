@@ -22,6 +22,7 @@ from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
 from spectral_triton.lstm import SpectralLSTM
 from spectral_triton.lstm_cell import SpectralLSTMCell
+from spectral_triton.parametrizations import svd_names
 from spectral_triton.replacement import carry_over, copy_model, replace_modules
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
@@ -93,8 +94,9 @@ def convert(
     In ``nn.MultiheadAttention`` the output projection is converted, and both it and
     ``nn.TransformerEncoderLayer`` go on working, in their fast path for inference as well; they
     read the dense weight, which is formed at each call and multiplied in the precision of the
-    input. The stacked query, key and value projections are a bare parameter, out of reach here:
-    ``parametrizations.svd(attention, "in_proj_weight", num_blocks=3)`` bounds them.
+    input. The stacked query, key and value projections are a bare parameter, out of reach here
+    and named by the report: ``parametrizations.svd(attention, "in_proj_weight", num_blocks=3)``
+    bounds them.
 
     Costs one decomposition of every converted weight. Nothing is changed if an error occurs.
 
@@ -169,7 +171,23 @@ def convert(
         converted.append(_compare(name, layer, new, was_reset))
     for layer, new in replacements.items():
         carry_over(layer, new)
-    return replace_modules(model, replacements), ConversionReport(tuple(converted), tuple(skipped))
+    model = replace_modules(model, replacements)
+    unbounded = _unbounded(model, skipped) if select is None else ()
+    return model, ConversionReport(tuple(converted), tuple(skipped), unbounded)
+
+
+def _unbounded(
+    model: nn.Module, skipped: list[SkippedLayer]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Weights that no layer of a report stands for, with their shapes."""
+    told = {layer.name for layer in skipped}
+    weights = []
+    for prefix, module in model.named_modules():
+        told.update(f"{prefix}.parametrizations.{name}".lstrip(".") for name in svd_names(module))
+        if not isinstance(module, SVDWeight) and prefix not in told:
+            own = module.named_parameters(prefix, recurse=False)
+            weights += [(name, tuple(a.shape)) for name, a in own if a.dim() > 1]
+    return tuple(weights)
 
 
 def _selector(select: Selection | None) -> Callable[[str, nn.Module], bool]:

@@ -21,3 +21,11 @@ def test_without_layers():
     assert str(ConversionReport((), ())) == "no layer selected"
     skipped = SkippedLayer("", "Linear", "frozen in time")
     assert str(ConversionReport((), (skipped,))) == "skipped (model) (Linear): frozen in time"
+
+
+def test_weights_without_bounds():
+    unbounded = (("attention.in_proj_weight", (12, 4)), ("kernel", (2, 3, 4)))
+    lines = "without bounds: attention.in_proj_weight 12x4, kernel 2x3x4"
+    assert str(ConversionReport((), (), unbounded)) == lines
+    skipped = SkippedLayer("", "Linear", "frozen in time")
+    assert str(ConversionReport((), (skipped,), unbounded)).splitlines()[1] == lines

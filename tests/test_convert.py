@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from spectral_triton import parametrizations
 from spectral_triton.conv import SVDConv1d, SVDConv2d
@@ -320,3 +321,31 @@ def test_the_report_prints_as_a_table():
     header, line = str(report).splitlines()
     assert header.split()[:3] == ["name", "layer", "parameters"]
     assert re.match(r"0 +Linear -> SVDLinear +20 -> 40 .* 0\.0%$", line)
+
+
+def test_the_report_names_every_weight_that_stays_free():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(2, 3))
+            self.embedding = nn.Embedding(5, 4)
+            self.attention = nn.MultiheadAttention(4, 2)
+            self.rnn = nn.RNN(4, 3)
+            self.pruned = prune.identity(nn.Linear(3, 3), "weight")
+            self.bounded = parametrizations.svd(nn.Bilinear(2, 3, 4))
+            self.normed = weight_norm(nn.Bilinear(2, 3, 4))
+            self.own = SVDLinear(3, 3)
+            self.head = nn.Linear(3, 2)
+
+    report = convert(Model())[1]
+    assert report.unbounded == (
+        ("table", (2, 3)),
+        ("embedding.weight", (5, 4)),
+        ("attention.in_proj_weight", (12, 4)),
+        ("rnn.weight_ih_l0", (3, 4)),
+        ("normed.parametrizations.weight.original0", (4, 1, 1)),
+        ("normed.parametrizations.weight.original1", (4, 2, 3)),
+    )
+    assert "without bounds: table 2x3, embedding.weight 5x4, " in str(report)
+    assert convert(Model(), nn.Linear)[1].unbounded == (), "the choice was the user's"
+    assert convert(parametrizations.svd(nn.Linear(3, 2)))[1].unbounded == ()
