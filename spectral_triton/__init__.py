@@ -4,7 +4,7 @@ from spectral_triton import init, parametrizations
 from spectral_triton.backend import backend_info, use_backend
 from spectral_triton.bake import bake
 from spectral_triton.cached import cached
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.conversion_report import ConversionReport
 from spectral_triton.convert import convert
 from spectral_triton.gru import SpectralGRU
@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022 (SVDMLP is no constant)
     "HouseholderSVD",
     "SVDConv1d",
     "SVDConv2d",
+    "SVDConv3d",
     "SVDLinear",
     "SVDMLP",
     "SVDResidualBlock",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.gru import SpectralGRU
 from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
@@ -24,8 +24,7 @@ from spectral_triton.weight import SVDWeight
 
 PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
     SVDLinear: SVDLinear.to_linear,
-    SVDConv1d: SVDConv1d.to_conv,
-    SVDConv2d: SVDConv2d.to_conv,
+    **{kind: kind.to_conv for kind in (SVDConv1d, SVDConv2d, SVDConv3d)},
     SpectralRNN: SpectralRNN.to_rnn,
     SpectralGRU: SpectralGRU.to_gru,
     SpectralLSTM: SpectralLSTM.to_lstm,
@@ -39,8 +38,8 @@ PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
 def bake(model: nn.Module) -> nn.Module:
     r"""A copy of a model in which every weight in SVD form is a dense one of a plain torch layer.
 
-    :class:`SVDLinear` becomes ``nn.Linear``, :class:`SVDConv1d` and :class:`SVDConv2d` become
-    ``nn.Conv1d`` and ``nn.Conv2d``, :class:`SpectralRNN` (with tanh or relu), :class:`SpectralGRU`,
+    :class:`SVDLinear` becomes ``nn.Linear``, :class:`SVDConv1d` to :class:`SVDConv3d` become
+    ``nn.Conv1d`` to ``nn.Conv3d``, :class:`SpectralRNN` (with tanh or relu), :class:`SpectralGRU`,
     :class:`SpectralLSTM` and their cells become ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and cells,
     tensors under ``parametrizations.svd`` become plain parameters; :class:`SVDResidualBlock` and
     :class:`SVDMLP` stay, with plain layers inside. Outputs agree up to rounding. Modules and

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.conversion_report import ConversionReport, ConvertedLayer, SkippedLayer
 from spectral_triton.factorization import TooFewReflectorsError
 from spectral_triton.gru import SpectralGRU
@@ -54,6 +54,7 @@ COUNTERPARTS: dict[type[nn.Module], Counterpart] = {
     NonDynamicallyQuantizableLinear: Counterpart(SVDLinear.from_linear),
     nn.Conv1d: Counterpart(SVDConv1d.from_conv, blocks=lambda conv: conv.groups),
     nn.Conv2d: Counterpart(SVDConv2d.from_conv, blocks=lambda conv: conv.groups),
+    nn.Conv3d: Counterpart(SVDConv3d.from_conv, blocks=lambda conv: conv.groups),
     nn.RNN: Counterpart(SpectralRNN.from_rnn, LAYER),
     nn.GRU: Counterpart(SpectralGRU.from_gru, LAYER, lambda gru: 3),
     nn.LSTM: Counterpart(SpectralLSTM.from_lstm, LAYER, lambda lstm: 4),
@@ -75,8 +76,8 @@ def convert(
 ) -> tuple[nn.Module, ConversionReport]:
     r"""Replaces layers of a trained or fresh model by those with bounded singular values.
 
-    ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` and ``nn.Conv2d`` become
-    :class:`SVDConv1d` and :class:`SVDConv2d` (bounds hold for the flattened kernel of each group),
+    ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` to ``nn.Conv3d`` become
+    :class:`SVDConv1d` to :class:`SVDConv3d` (bounds hold for the flattened kernel of each group),
     ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells become :class:`SpectralRNN`,
     :class:`SpectralGRU`, :class:`SpectralLSTM` and cells. Of each weight U and V are kept and σ is
     clipped into the bounds; what else a layer has (biases, input weights, mode, dtype, device,

@@ -22,8 +22,13 @@ from spectral_triton.validation import (
 )
 from spectral_triton.weight import SVDWeight
 
-_PLAIN: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d)
-_CONVOLVE: tuple[Any, ...] = (nn.functional.conv1d, nn.functional.conv2d)
+_PLAIN: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLVE: tuple[Any, ...] = (
+    nn.functional.conv1d,
+    nn.functional.conv2d,
+    nn.functional.conv3d,
+)
+_SIZES = ("L", "H, W", "D, H, W")
 _SETTINGS = (
     "in_channels",
     "out_channels",
@@ -39,7 +44,7 @@ Convolution = TypeVar("Convolution", bound="SVDConvolution")
 
 
 class SVDConvolution(nn.Module):
-    """The base of :class:`SVDConv1d` and :class:`SVDConv2d`, which say how many dimensions."""
+    """The base of :class:`SVDConv1d` and its like, which say how many dimensions."""
 
     dimensions: ClassVar[int]
     in_channels: int
@@ -168,9 +173,8 @@ class SVDConvolution(nn.Module):
         check_floating("x", x)
         d = self.dimensions
         if x.dim() not in (d + 1, d + 2) or x.shape[-d - 1] != self.in_channels:
-            sizes = ("L",) if d == 1 else ("H", "W")
             raise ValueError(
-                f"x must have shape ([B,] in_channels, {', '.join(sizes)}) with in_channels = "
+                f"x must have shape ([B,] in_channels, {_SIZES[d - 1]}) with in_channels = "
                 f"{self.in_channels}, got {tuple(x.shape)}"
             )
         with without_autocast(x.device.type):
@@ -213,7 +217,8 @@ class SVDConvolution(nn.Module):
         for c in all modes, and often smaller.
 
         Args:
-            input_size: Length, or (height, width), of the input; None for any.
+            input_size: Length, (height, width) or (depth, height, width) of the input; None for
+                any.
 
         Returns:
             Scalar tensor, differentiable, float32 at least.
@@ -241,13 +246,13 @@ class SVDConvolution(nn.Module):
     @classmethod
     def from_conv(
         cls: type[Convolution],
-        conv: nn.Conv1d | nn.Conv2d,
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
         *,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
     ) -> Convolution:
-        """The layer that computes what a given ``nn.Conv1d`` or ``nn.Conv2d`` does.
+        """The layer that computes what a given convolution of torch does.
 
         Args:
             conv: Its kernel, bias, device, dtype and mode are taken over, not shared.
@@ -276,8 +281,8 @@ class SVDConvolution(nn.Module):
             layer.bias.data.copy_(conv.bias.detach())
         return layer.train(conv.training)
 
-    def to_conv(self) -> nn.Conv1d | nn.Conv2d:
-        """The ``nn.Conv1d`` or ``nn.Conv2d`` with the dense kernel and the bias, copied."""
+    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """The convolution of torch with the dense kernel and the bias, copied."""
         weight = self.weight.detach()
         conv = nn.utils.skip_init(
             _PLAIN[self.dimensions - 1],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.linear import SVDLinear
 from spectral_triton.mlp import SVDMLP
 from spectral_triton.patches import bound_patches
@@ -214,8 +214,7 @@ RULES: dict[type[nn.Module], Callable[..., Constant]] = {
     SVDLinear: lambda linear: _svd_weight(linear.svd),
     SVDWeight: _svd_weight,
     nn.Linear: lambda linear: _matrix_norm(linear.weight),
-    SVDConv1d: SVDConv1d.operator_norm_bound,
-    SVDConv2d: SVDConv2d.operator_norm_bound,
+    **{kind: kind.operator_norm_bound for kind in (SVDConv1d, SVDConv2d, SVDConv3d)},
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
     **{kind: _max_pool(d) for d, kind in enumerate((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), 1)},

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from spectral_triton import parametrizations
 from spectral_triton.bake import bake
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.gru import SpectralGRU
 from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.linear import SVDLinear
@@ -28,6 +28,7 @@ LAYERS = [
     (lambda: SVDLinear(4, 3, bias=False), nn.Linear, (5, 4)),
     (lambda: SVDConv1d(4, 3, 3, padding="same"), nn.Conv1d, (5, 4, 6)),
     (lambda: SVDConv2d(4, 6, 2, groups=2, bias=False), nn.Conv2d, (5, 4, 6, 6)),
+    (lambda: SVDConv3d(2, 3, 2), nn.Conv3d, (5, 2, 3, 4, 3)),
     (lambda: SpectralRNN(4, 3), nn.RNN, (6, 5, 4)),
     (lambda: SpectralRNN(4, 3, 2, "relu", False, True, bidirectional=True), nn.RNN, (5, 6, 4)),
     (lambda: SpectralGRU(4, 3, num_layers=2, bidirectional=True), nn.GRU, (6, 5, 4)),

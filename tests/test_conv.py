@@ -1,4 +1,4 @@
-"""SVDConv1d and SVDConv2d are nn.Conv1d and nn.Conv2d to their caller."""
+"""SVDConv1d to SVDConv3d are nn.Conv1d to nn.Conv3d to their caller."""
 
 import copy
 import inspect
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
 
-PLAIN = {SVDConv1d: nn.Conv1d, SVDConv2d: nn.Conv2d}
+PLAIN = {SVDConv1d: nn.Conv1d, SVDConv2d: nn.Conv2d, SVDConv3d: nn.Conv3d}
 CASES = [
     (SVDConv1d, (3, 4, 3), {}),
     (SVDConv1d, (4, 6, 3), {"stride": 2, "padding": 1, "dilation": 2, "groups": 2}),
@@ -28,6 +28,9 @@ CASES = [
         (3, 4, (3, 2)),
         {"padding": "same", "padding_mode": "circular", "dilation": (1, 2)},
     ),
+    (SVDConv3d, (3, 4, 2), {"stride": 2, "bias": False}),
+    (SVDConv3d, (4, 6, (2, 3, 1)), {"groups": 2, "padding": (0, 2, 1), "dilation": (2, 1, 1)}),
+    (SVDConv3d, (2, 3, (3, 2, 4)), {"padding": "same", "padding_mode": "reflect"}),
 ]
 
 
@@ -47,7 +50,7 @@ def test_equals_torch(kind, sizes, options, batch):
     plain = PLAIN[kind](*sizes, **options).eval()
     own = kind.from_conv(plain, spectrum=SoftplusSpectrum())
     assert not own.training
-    x = torch.randn(*batch, sizes[0], *(9, 8)[: kind.dimensions], requires_grad=True)
+    x = torch.randn(*batch, sizes[0], *(9, 8, 7)[: kind.dimensions], requires_grad=True)
     torch.testing.assert_close(own.weight, plain.weight, rtol=0, atol=1e-13)
     y, expected = own(x), plain(x)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
@@ -170,6 +173,8 @@ def test_compiles_to_the_same():
         (lambda: SVDConv2d(3, 4, 1, spectrum=1), TypeError, "spectrum must be a Spectrum"),
         (lambda: SVDConv1d(3, 4, 1)(torch.ones(2, 4, 5)), ValueError, r"in_channels = 3, got \(2,"),
         (lambda: SVDConv2d(3, 4, 1)(torch.ones(3, 5)), ValueError, r"in_channels, H, W\)"),
+        (lambda: SVDConv3d(3, 4, 1)(torch.ones(3, 5, 5)), ValueError, r"in_channels, D, H, W\)"),
+        (lambda: SVDConv3d(3, 4, (1, 2)), ValueError, "kernel_size must be an int or 3 of them"),
         (lambda: SVDConv1d(3, 4, 1)(torch.ones(3, 5).long()), TypeError, "x must be .*int64"),
         (lambda: SVDConv1d(3, 4, 1)(torch.ones(3, 5).float()), TypeError, "float64.*float32"),
         (lambda: SVDConv1d.from_conv(nn.Conv2d(1, 1, 1)), TypeError, "nn.Conv1d, got Conv2d"),

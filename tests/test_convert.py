@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from spectral_triton import parametrizations
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.convert import convert
 from spectral_triton.factorization import TooFewReflectorsError
 from spectral_triton.gru import SpectralGRU
@@ -28,6 +28,7 @@ LAYERS = [
     (lambda: nn.Linear(3, 4, bias=False), SVDLinear, (5, 3), ["weight"]),
     (lambda: nn.Conv1d(4, 3, 2), SVDConv1d, (5, 4, 6), ["weight"]),
     (lambda: nn.Conv2d(2, 6, 2, stride=2, bias=False), SVDConv2d, (5, 2, 6, 6), ["weight"]),
+    (lambda: nn.Conv3d(2, 4, 2), SVDConv3d, (5, 2, 3, 4, 3), ["weight"]),
     (lambda: nn.RNN(4, 3), SpectralRNN, (6, 5, 4), ["weight_hh_l0"]),
     (
         lambda: nn.RNN(4, 3, 2, "relu", False, True, 0.0, True),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.convolution import SVDConvolution
 from spectral_triton.spectrum import FixedSpectrum, SoftplusSpectrum
 
@@ -42,6 +42,8 @@ CASES = [
     (SVDConv2d, (1, 2, 3), {"padding": 1, "padding_mode": "circular"}, (4, 5)),
     (SVDConv2d, (1, 2, 3), {"padding": (1, 2), "padding_mode": "reflect"}, (3, 4)),
     (SVDConv2d, (1, 2, 3), {"padding": (1, 2), "padding_mode": "replicate"}, (2, 4)),
+    (SVDConv3d, (1, 2, 2), {"padding": (1, 0, 0)}, (2, 3, 3)),
+    (SVDConv3d, (2, 2, (1, 2, 2)), {"groups": 2, "stride": (2, 1, 1)}, (3, 3, 2)),
 ]
 
 
@@ -58,7 +60,9 @@ def test_bound_holds(kind, sizes, options, size, seed):
     assert exact > here / 4
 
 
-@pytest.mark.parametrize(("kind", "size"), [(SVDConv1d, (7,)), (SVDConv2d, (4, 6))])
+@pytest.mark.parametrize(
+    ("kind", "size"), [(SVDConv1d, (7,)), (SVDConv2d, (4, 6)), (SVDConv3d, (4, 2, 3))]
+)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_exact_where_patches_do_not_overlap(kind, size, groups):
     options = {"stride": 2, "bias": False, "groups": groups, "spectrum": SoftplusSpectrum()}
@@ -100,13 +104,13 @@ def test_bound_is_differentiable():
     assert (conv.svd.raw_singular_values.grad != 0).any()
 
 
-@pytest.mark.parametrize("kind", [SVDConv1d, SVDConv2d])
+@pytest.mark.parametrize("kind", [SVDConv1d, SVDConv2d, SVDConv3d])
 def test_bad_size_is_named(kind):
     assert issubclass(kind, SVDConvolution)
     conv = kind(1, 1, 5)
     for size, message in (
         (4, "input_size is too small .* got 4"),
-        ((9, 9, 9), "input_size .* ent"),
+        ((9, 9, 9, 9), "input_size .* ent"),
     ):
         with pytest.raises(ValueError, match=message):
             conv.operator_norm_bound(size)

@@ -20,6 +20,7 @@ from spectral_triton import (
     SpectralLSTMCell,
     SVDConv1d,
     SVDConv2d,
+    SVDConv3d,
 )
 
 FLOATING = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -154,9 +155,11 @@ def test_gated_cells(kinds, shape, bias, batched, reflectors, dtype, seed):
 
 @fuzz(120)
 @given(
-    st.sampled_from([(SVDConv1d, nn.Conv1d, 1), (SVDConv2d, nn.Conv2d, 2)]),
+    st.sampled_from(
+        [(SVDConv1d, nn.Conv1d, 1), (SVDConv2d, nn.Conv2d, 2), (SVDConv3d, nn.Conv3d, 3)]
+    ),
     st.tuples(small, small, st.integers(1, 2)),
-    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)), min_size=2),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2)), min_size=3),
     st.sampled_from([0, 1, "same", "valid"]),
     st.sampled_from(["zeros", "circular", "reflect", "replicate"]),
     st.sampled_from([None, 1]),

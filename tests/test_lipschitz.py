@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spectral_triton import parametrizations
-from spectral_triton.conv import SVDConv1d, SVDConv2d
+from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.linear import SVDLinear
 from spectral_triton.lipschitz import CONSTANTS, RULES, lipschitz_constant
 from spectral_triton.mlp import SVDMLP
@@ -56,6 +56,7 @@ BOUNDS = [
     (lambda: nn.Conv2d(2, 2, 3, stride=2, dilation=2, padding=2), (1, 2, 5, 6)),
     (lambda: nn.Conv3d(1, 2, 2), (1, 1, 3, 3, 3)),
     (lambda: SVDConv2d(2, 3, 3, padding="same"), (1, 2, 4, 4)),
+    (lambda: SVDConv3d(1, 2, 2, padding=1), (1, 1, 2, 3, 2)),
     (lambda: nn.ConvTranspose1d(2, 3, 4, stride=2, padding=1, output_padding=1), (1, 2, 5)),
     (lambda: nn.ConvTranspose2d(1, 2, 3, dilation=2, stride=2), (1, 1, 3, 3)),
     (lambda: nn.AvgPool1d(3, stride=1), (1, 1, 9)),

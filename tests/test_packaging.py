@@ -270,6 +270,7 @@ def test_signatures_are_those_of_torch():
     for own, plain in (
         (spectral_triton.SVDConv1d, nn.Conv1d),
         (spectral_triton.SVDConv2d, nn.Conv2d),
+        (spectral_triton.SVDConv3d, nn.Conv3d),
         (spectral_triton.SVDLinear, nn.Linear),
         (spectral_triton.SpectralRNNCell, nn.RNNCell),
         (spectral_triton.SpectralLSTMCell, nn.LSTMCell),
