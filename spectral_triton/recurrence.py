@@ -9,19 +9,16 @@ from torch.nn.functional import linear
 from spectral_triton.backend import recurrence_form
 from spectral_triton.cached_svd import CachedSVD
 from spectral_triton.folded_weight import fold, folds
+from spectral_triton.nonlinearity import NONLINEARITIES, activation, check_nonlinearity
 from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.recurrence_op import recurrence
-from spectral_triton.recurrence_plain import activation
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import (
     check_choice,
     check_floating,
-    check_number,
     full_precision,
     without_autocast,
 )
-
-NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
 
 
 def spectral_recurrence(
@@ -138,11 +135,3 @@ def run(
             scale, p, q = None, factors.to_dense().to(dtype), None
         options = (batch_sizes, nonlinearity, float(negative_slope), reverse)
         return recurrence(Arguments(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options))
-
-
-def check_nonlinearity(nonlinearity: str, negative_slope: float) -> None:
-    """Raises unless both are among what the recurrence can differentiate from its output."""
-    check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
-    check_number("negative_slope", negative_slope)
-    if negative_slope < 0:
-        raise ValueError(f"negative_slope must be at least 0, got {negative_slope}")

@@ -11,12 +11,13 @@ Note [Chunks]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.nonlinearity import activation_, derivative_
 from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.steps import Steps, carry, flat, rows_at_once
 
@@ -25,40 +26,10 @@ CHUNK = 1 << 17
 # Rows below which products over a chunk's rows are too thin.
 FEWEST_ROWS = 256
 
-_tanh_backward = torch.ops.aten.tanh_backward.grad_input
-_relu_backward = torch.ops.aten.threshold_backward.grad_input
-_leaky_relu_backward = torch.ops.aten.leaky_relu_backward.grad_input
-
 
 def chunk_rows(n: int, device: torch.device) -> int:
     """Rows of n features to take at once."""
     return max(FEWEST_ROWS, rows_at_once(n, CHUNK, device))
-
-
-def _activate(nonlinearity: str, slope: float, bias: Tensor | None) -> Callable[[Tensor], object]:
-    """φ in place."""
-    if nonlinearity == "tanh":
-        return torch.tanh_
-    if nonlinearity == "relu":
-        return torch.relu_
-    if nonlinearity == "leaky_relu":
-        return lambda z: torch.nn.functional.leaky_relu_(z, slope)
-    if nonlinearity == "modrelu":
-        return lambda z: z.copy_(z.sign() * (z.abs() + bias).relu_())
-    return lambda z: None
-
-
-def _deactivate(nonlinearity: str, slope: float) -> Callable[[Tensor, Tensor], object]:
-    """Multiplies a gradient by φ', told from the output alone, in place."""
-    if nonlinearity == "tanh":
-        return lambda grad, y: _tanh_backward(grad, y, grad_input=grad)
-    if nonlinearity == "relu":
-        return lambda grad, y: _relu_backward(grad, y, 0, grad_input=grad)
-    if nonlinearity == "leaky_relu":
-        return lambda grad, y: _leaky_relu_backward(grad, y, slope, True, grad_input=grad)
-    if nonlinearity == "modrelu":
-        return lambda grad, y: grad.mul_(y != 0)
-    return lambda grad, y: None
 
 
 def project(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor) -> None:
@@ -77,7 +48,7 @@ def loop_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
     # In their final shape: of a view, as which they would be returned, nobody may change a part.
     states, kept = a.x.new_empty(*shape, n), a.x.new_empty(*shape, a.rank)
     x, y, coefficients = (flat(rows, a.batch_sizes) for rows in (a.x, states, kept))
-    activate = _activate(a.nonlinearity, a.slope, a.bias)
+    activate = activation_(a.nonlinearity, a.slope, a.bias)
     p_t = a.p.mT.contiguous()
     h = a.h0
     for chunk in Steps.of(a.x, a.batch_sizes, a.reverse).chunks(chunk_rows(n, x.device)):
@@ -142,7 +113,7 @@ def loop_bwd(
     longest = max((chunk.end - chunk.start for chunk in chunks), default=0)
     buffer = None if wants_x and weight_ih is None else y.new_empty(longest, n)
     back = y.new_empty(longest, a.rank)
-    deactivate, transpose = _deactivate(a.nonlinearity, a.slope), _Transpose(a.scale, a.p, q)
+    deactivate, transpose = derivative_(a.nonlinearity, a.slope), _Transpose(a.scale, a.p, q)
     last = torch.zeros_like(h0) if grad_last is None else grad_last
     carried = last  # What has come down to the state before the step at hand.
     for chunk in chunks:

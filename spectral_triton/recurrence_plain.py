@@ -11,30 +11,9 @@ import torch
 from torch import Tensor
 
 from spectral_triton.gradient_sums import GradientSums
+from spectral_triton.nonlinearity import activation, derivative
 from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.steps import Steps, carry, flat
-
-
-def activation(z: Tensor, nonlinearity: str, slope: float, bias: Tensor | None) -> Tensor:
-    """φ(z)."""
-    if nonlinearity == "tanh":
-        return z.tanh()
-    if nonlinearity == "relu":
-        return z.relu()
-    if nonlinearity == "leaky_relu":
-        return torch.nn.functional.leaky_relu(z, slope)
-    return z.sign() * (z.abs() + bias).relu() if nonlinearity == "modrelu" else z
-
-
-def _derivative(grad: Tensor, y: Tensor, nonlinearity: str, slope: float) -> Tensor:
-    """grad φ'(z), told from y = φ(z)."""
-    if nonlinearity == "tanh":
-        return grad * (1 - y * y)
-    if nonlinearity == "relu":
-        return grad * (y > 0)
-    if nonlinearity == "leaky_relu":
-        return torch.where(y > 0, grad, slope * grad)
-    return grad * (y != 0) if nonlinearity == "modrelu" else grad
 
 
 def plain_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -90,7 +69,7 @@ def plain_bwd(
             starting.append(carried[..., size:, :])
         carried = carry(carried, last, size)
         dz = carried if dy_t is None else carried + dy_t
-        dz = _derivative(dz, y_t, nonlinearity, slope)
+        dz = derivative(dz, y_t, nonlinearity, slope)
         carried = dz @ p if q is None else sigma * dz - (dz @ p) @ q.mT
         grads.append(dz)
     dz = torch.cat(grads if reverse else grads[::-1], -2) if grads else torch.zeros_like(y_rows)

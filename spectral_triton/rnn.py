@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from spectral_triton.recurrence import check_nonlinearity, run
+from spectral_triton.nonlinearity import check_nonlinearity
+from spectral_triton.recurrence import run
 from spectral_triton.recurrent_layer import RecurrentLayer
 from spectral_triton.rnn_parameters import (
     input_weights,

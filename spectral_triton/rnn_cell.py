@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.recurrence import check_nonlinearity, run
+from spectral_triton.nonlinearity import check_nonlinearity
+from spectral_triton.recurrence import run
 from spectral_triton.recurrent_cell import RecurrentCell
 from spectral_triton.rnn_parameters import input_weights, modrelu_bias, reset_cell_parameters_
 from spectral_triton.spectrum import Spectrum

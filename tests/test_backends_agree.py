@@ -14,10 +14,9 @@ from spectral_triton import (
     spectral_recurrence,
     use_backend,
 )
+from spectral_triton.nonlinearity import NONLINEARITIES
 from spectral_triton.recurrence_arguments import Arguments
 from spectral_triton.recurrence_op import recurrence
-
-NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
 
 
 @pytest.fixture(autouse=True)

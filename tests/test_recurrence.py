@@ -10,7 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from spectral_triton import reference
 from spectral_triton.folded_weight import folds
-from spectral_triton.recurrence import NONLINEARITIES, run, spectral_recurrence
+from spectral_triton.nonlinearity import NONLINEARITIES
+from spectral_triton.recurrence import run, spectral_recurrence
 from spectral_triton.recurrence_op import Recurrence
 from spectral_triton.svd import HouseholderSVD
 

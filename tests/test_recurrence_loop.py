@@ -5,7 +5,7 @@ import torch
 
 from spectral_triton import recurrence_loop, reference
 from spectral_triton.gradient_sums import GradientSums
-from spectral_triton.recurrence import NONLINEARITIES
+from spectral_triton.nonlinearity import NONLINEARITIES
 from spectral_triton.recurrence_arguments import DIFFERENTIABLE, Arguments
 from spectral_triton.recurrence_loop import loop_bwd, loop_fwd
 from spectral_triton.recurrence_plain import plain_bwd, plain_fwd

@@ -12,6 +12,7 @@ from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.settings import Settings
 from spectral_triton.gru import SpectralGRU
 from spectral_triton.lstm import SpectralLSTM
+from spectral_triton.nonlinearity import NONLINEARITIES
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum, Spectrum
 
@@ -40,7 +41,6 @@ SETTINGS_OF_SOME = {
 }
 """Settings that only these models have a use for."""
 
-NONLINEARITIES = ("tanh", "relu", "leaky_relu", "identity", "modrelu")
 INITIALIZERS = ("identity", "haar", "henaff", "cayley")
 IRNN_INPUT_SCALE = 1e-3
 
