@@ -81,6 +81,7 @@ class SpectralGRU(RecurrentLayer):
     """
 
     num_gates = 3
+    _plain_type = nn.GRU
 
     def __init__(
         self,
@@ -128,8 +129,8 @@ class SpectralGRU(RecurrentLayer):
                 inside) or the reflectors do not suffice.
         """
         svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
-        return cls._from_plain("gru", gru, nn.GRU, (), svd, out_of_bounds)
+        return cls._from_plain("gru", gru, svd, out_of_bounds)
 
     def to_gru(self) -> nn.GRU:
         """An ``nn.GRU`` with the same outputs."""
-        return self._to_plain(nn.GRU)
+        return self._to_plain()

@@ -54,6 +54,7 @@ class SpectralGRUCell(RecurrentCell):
     """
 
     num_gates = 3
+    _plain_type = nn.GRUCell
 
     def __init__(
         self,
@@ -98,8 +99,8 @@ class SpectralGRUCell(RecurrentCell):
                 inside) or the reflectors do not suffice.
         """
         svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
-        return cls._from_plain(cell, nn.GRUCell, (), svd, out_of_bounds)
+        return cls._from_plain("cell", cell, svd, out_of_bounds)
 
     def to_gru_cell(self) -> nn.GRUCell:
         """An ``nn.GRUCell`` with the same outputs."""
-        return self._to_plain(nn.GRUCell)
+        return self._to_plain()

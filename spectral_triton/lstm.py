@@ -88,6 +88,8 @@ class SpectralLSTM(RecurrentLayer):
     """
 
     num_gates = 4
+    _plain_type = nn.LSTM
+    _options = (*RecurrentLayer._options, "proj_size")
 
     def __init__(
         self,
@@ -154,11 +156,11 @@ class SpectralLSTM(RecurrentLayer):
                 inside) or the reflectors do not suffice.
         """
         svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
-        return cls._from_plain("lstm", lstm, nn.LSTM, ("proj_size",), svd, out_of_bounds)
+        return cls._from_plain("lstm", lstm, svd, out_of_bounds)
 
     def to_lstm(self) -> nn.LSTM:
         """An ``nn.LSTM`` with the same outputs."""
-        return self._to_plain(nn.LSTM, proj_size=self.proj_size)
+        return self._to_plain()
 
 
 def read_pair(hx: object) -> tuple[Tensor | None, Tensor | None]:

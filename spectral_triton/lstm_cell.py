@@ -56,6 +56,7 @@ class SpectralLSTMCell(RecurrentCell):
     """
 
     num_gates = 4
+    _plain_type = nn.LSTMCell
 
     def __init__(
         self,
@@ -107,8 +108,8 @@ class SpectralLSTMCell(RecurrentCell):
                 inside) or the reflectors do not suffice.
         """
         svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
-        return cls._from_plain(cell, nn.LSTMCell, (), svd, out_of_bounds)
+        return cls._from_plain("cell", cell, svd, out_of_bounds)
 
     def to_lstm_cell(self) -> nn.LSTMCell:
         """An ``nn.LSTMCell`` with the same outputs."""
-        return self._to_plain(nn.LSTMCell)
+        return self._to_plain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,12 @@ from spectral_triton.rnn_parameters import (
     check_input_dtype,
     plain_tensor,
     result_dtype,
-    unstack_rows,
 )
 from spectral_triton.rnn_state import initial_state
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import check_floating, full_precision, without_autocast
 from spectral_triton.weight import SVDWeight
-
-Cell = TypeVar("Cell", bound="RecurrentCell")
-Plain = TypeVar("Plain", bound=nn.RNNCellBase)
 
 
 class RecurrentCell(RecurrentModule):
@@ -61,44 +57,6 @@ class RecurrentCell(RecurrentModule):
     def extra_repr(self) -> str:
         shown = "" if self.bias else ", bias=False"
         return f"{self.input_size}, {self.hidden_size}{shown}"
-
-    @classmethod
-    def _from_plain(
-        cls: type[Cell],
-        plain: nn.RNNCellBase,
-        expected: type[nn.RNNCellBase],
-        more: Sequence[str],
-        svd: dict[str, Any],
-        out_of_bounds: str,
-    ) -> Cell:
-        """The cell with the weights of torch's, ``more`` being the attributes only it has."""
-        if not isinstance(plain, expected):
-            raise TypeError(
-                f"cell must be a torch.nn.{expected.__name__}, got {type(plain).__name__}"
-            )
-        make: Any = cls
-        own = make(
-            plain.input_size,
-            plain.hidden_size,
-            plain.bias,
-            **{option: getattr(plain, option) for option in more},
-            device=plain.weight_ih.device,
-            dtype=plain.weight_ih.dtype,
-            **svd,
-        )
-        dense = unstack_rows(plain.weight_hh.detach(), own.svd_hh)
-        own.svd_hh.set_dense_(dense, out_of_bounds)
-        own._copy_plain(plain, own)
-        return own.train(plain.training)
-
-    def _to_plain(self, make: type[Plain], **more: Any) -> Plain:
-        """The cell of torch with the same weights."""
-        options: dict[str, Any] = {"device": self.weight_ih.device, "dtype": self.weight_ih.dtype}
-        plain = make(self.input_size, self.hidden_size, self.bias, **more, **options)
-        with torch.no_grad():
-            plain.weight_hh.copy_(self.weight_hh)
-        self._copy_plain(self, plain)
-        return plain.train(self.training)
 
     def _read(self, input: Tensor) -> Tensor:
         """The input as (B, input_size)."""

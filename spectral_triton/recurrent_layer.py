@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectral_triton.recurrent_module import RecurrentModule
-from spectral_triton.rnn_parameters import unstack_rows
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
 from spectral_triton.validation import check_flag, check_integer, check_number
 from spectral_triton.weight import SVDWeight
 
-Layer = TypeVar("Layer", bound="RecurrentLayer")
-Plain = TypeVar("Plain", bound=nn.RNNBase)
-
 
 class RecurrentLayer(RecurrentModule):
     """Layers and directions of cells, with the arguments, shapes and names of torch.nn.RNNBase."""
+
+    _options: ClassVar[tuple[str, ...]] = (
+        "num_layers",
+        "bias",
+        "batch_first",
+        "dropout",
+        "bidirectional",
+    )
 
     def __init__(
         self,
@@ -116,56 +120,3 @@ class RecurrentLayer(RecurrentModule):
 
     def extra_repr(self) -> str:
         return ", ".join((f"{self.input_size}, {self.hidden_size}", *self._options_to_show()))
-
-    @classmethod
-    def _from_plain(
-        cls: type[Layer],
-        name: str,
-        plain: nn.RNNBase,
-        expected: type[nn.RNNBase],
-        more: Sequence[str],
-        svd: dict[str, Any],
-        out_of_bounds: str,
-    ) -> Layer:
-        """The layer with the weights of torch's, ``more`` being the attributes only it has."""
-        if not isinstance(plain, expected):
-            raise TypeError(
-                f"{name} must be a torch.nn.{expected.__name__}, got {type(plain).__name__}"
-            )
-        shared = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", *more)
-        make: Any = cls  # with the arguments of the layer, not of this base
-        own: Layer = make(
-            plain.input_size,
-            plain.hidden_size,
-            **{option: getattr(plain, option) for option in shared},
-            device=plain.weight_ih_l0.device,
-            dtype=plain.weight_ih_l0.dtype,
-            **svd,
-        )
-        for suffix in own._suffixes():
-            weight = own._svd_weight(suffix)
-            dense = getattr(plain, f"weight_hh{suffix}").detach()
-            weight.set_dense_(unstack_rows(dense, weight), out_of_bounds)
-        own._copy_plain(plain, own)
-        return own.train(plain.training)
-
-    def _to_plain(self, make: type[Plain], **more: Any) -> Plain:
-        """The layer of torch with the same weights."""
-        build: Any = make  # without the mode that RNNBase asks for
-        plain: Plain = build(
-            self.input_size,
-            self.hidden_size,
-            num_layers=self.num_layers,
-            bias=self.bias,
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-            bidirectional=self.bidirectional,
-            device=self.weight_ih_l0.device,
-            dtype=self.weight_ih_l0.dtype,
-            **more,
-        )
-        with torch.no_grad():
-            for suffix in self._suffixes():
-                getattr(plain, f"weight_hh{suffix}").copy_(self._dense(suffix))
-        self._copy_plain(self, plain)
-        return plain.train(self.training)

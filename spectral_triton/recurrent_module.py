@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from spectral_triton.sharding import assign_, gathered
 from spectral_triton.validation import check_choice, check_dtype, check_flag, check_integer
 from spectral_triton.weight import INITIALIZERS, SVDWeight
 
+Module = TypeVar("Module", bound="RecurrentModule")
+
 
 class RecurrentModule(nn.Module):
     """Plain input weights and biases, and transitions as :class:`SVDWeight`, under each suffix.
@@ -31,6 +33,10 @@ class RecurrentModule(nn.Module):
     """
 
     num_gates: ClassVar[int | None] = None
+    _plain_type: ClassVar[type[nn.Module]]
+    """The module of torch with the same outputs."""
+    _options: ClassVar[tuple[str, ...]] = ("bias",)
+    """What both are built with beside the sizes, by the names of their attributes."""
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool, init: str) -> None:
         super().__init__()
@@ -82,6 +88,39 @@ class RecurrentModule(nn.Module):
         """The transitions as torch holds them, stacked along dimension 0."""
         return stack_rows(self._svd_weight(suffix).to_dense())
 
+    @classmethod
+    def _from_plain(
+        cls: type[Module], name: str, plain: Any, svd: dict[str, Any], out_of_bounds: str
+    ) -> Module:
+        """The module with the weights of torch's, the argument called ``name``."""
+        if not isinstance(plain, cls._plain_type):
+            expected = cls._plain_type.__name__
+            raise TypeError(f"{name} must be a torch.nn.{expected}, got {type(plain).__name__}")
+        make: Any = cls  # With the arguments of the subclass, not of this base.
+        own: Module = make(plain.input_size, plain.hidden_size, **_settings(plain, cls), **svd)
+        for suffix in own._suffixes():
+            weight = own._svd_weight(suffix)
+            dense = getattr(plain, f"weight_hh{suffix}").detach()
+            weight.set_dense_(unstack_rows(dense, weight), out_of_bounds)
+        own._copy_plain(plain, own)
+        return own.train(plain.training)
+
+    def _to_plain(self) -> Any:
+        """The module of torch with the same weights."""
+        nonlinearity = getattr(self, "nonlinearity", "tanh")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"nn.{self._plain_type.__name__} has the nonlinearities tanh and relu, "
+                f"not {nonlinearity!r}"
+            )
+        make: Any = self._plain_type
+        plain = make(self.input_size, self.hidden_size, **_settings(self, type(self)))
+        with torch.no_grad():
+            for suffix in self._suffixes():
+                getattr(plain, f"weight_hh{suffix}").copy_(self._dense(suffix))
+        self._copy_plain(self, plain)
+        return plain.train(self.training)
+
     @torch.no_grad()
     def _copy_plain(self, source: nn.Module, target: nn.Module) -> None:
         """All but the transitions, from one module to the other."""
@@ -94,3 +133,10 @@ class RecurrentModule(nn.Module):
         names = [(f"weight_hh{suffix}", f"svd_hh{suffix}") for suffix in self._suffixes()]
         factor_dense_entries(self, state_dict, prefix, args[-1], names, unstack_rows)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _settings(module: Any, kind: type[RecurrentModule]) -> dict[str, Any]:
+    """What one of like options, device and dtype is built with."""
+    weight = module.weight_ih_l0 if issubclass(kind._plain_type, nn.RNNBase) else module.weight_ih
+    settings = {name: getattr(module, name) for name in kind._options}
+    return settings | {"device": weight.device, "dtype": weight.dtype}

@@ -79,6 +79,9 @@ class SpectralRNN(RecurrentLayer):
         parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
     """
 
+    _plain_type = nn.RNN
+    _options = (*RecurrentLayer._options, "nonlinearity")
+
     def __init__(
         self,
         input_size: int,
@@ -161,12 +164,8 @@ class SpectralRNN(RecurrentLayer):
                 inside) or the reflectors do not suffice.
         """
         svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
-        return cls._from_plain("rnn", rnn, nn.RNN, ("nonlinearity",), svd, out_of_bounds)
+        return cls._from_plain("rnn", rnn, svd, out_of_bounds)
 
     def to_rnn(self) -> nn.RNN:
         """An ``nn.RNN`` with the same outputs; ValueError for nonlinearities it does not have."""
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(
-                f"nn.RNN has the nonlinearities tanh and relu, not {self.nonlinearity!r}"
-            )
-        return self._to_plain(nn.RNN, nonlinearity=self.nonlinearity)
+        return self._to_plain()

@@ -50,6 +50,9 @@ class SpectralRNNCell(RecurrentCell):
         torch.Size([4, 8])
     """
 
+    _plain_type = nn.RNNCell
+    _options = (*RecurrentCell._options, "nonlinearity")
+
     def __init__(
         self,
         input_size: int,
@@ -106,12 +109,8 @@ class SpectralRNNCell(RecurrentCell):
                 inside) or the reflectors do not suffice.
         """
         svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
-        return cls._from_plain(cell, nn.RNNCell, ("nonlinearity",), svd, out_of_bounds)
+        return cls._from_plain("cell", cell, svd, out_of_bounds)
 
     def to_rnn_cell(self) -> nn.RNNCell:
         """An ``nn.RNNCell`` with the same outputs; ValueError for other nonlinearities."""
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(
-                f"nn.RNNCell has the nonlinearities tanh and relu, not {self.nonlinearity!r}"
-            )
-        return self._to_plain(nn.RNNCell, nonlinearity=self.nonlinearity)
+        return self._to_plain()
