@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spectral_triton.forward_mode import functions_serve
 
@@ -17,17 +18,28 @@ Value = TypeVar("Value")
 
 
 class _Formed(NamedTuple):
-    """A value, and what it was made of, held so that nothing else takes their ids."""
+    """A value, and what it was made of, held so that nothing else takes its ids and addresses."""
 
     value: Any
     tensors: list[Tensor]
-    made: tuple[int, ...]
-    state: tuple[int, ...]
+    made: tuple[object, ...]
+    state: tuple[object, ...]
     sources: tuple[object, ...]
+    storages: list[torch.UntypedStorage]
 
 
 _Store = WeakKeyDictionary[object, dict[tuple[Any, ...], _Formed]]
-_store: ContextVar[_Store | None] = ContextVar("spectral_triton_cached", default=None)
+
+
+class _Scope:
+    """What is kept, for those who entered it, or were started inside."""
+
+    def __init__(self) -> None:
+        self.store: _Store = WeakKeyDictionary()
+        self.is_open = True
+
+
+_scope: ContextVar[_Scope | None] = ContextVar("spectral_triton_cached", default=None)
 
 
 @contextmanager
@@ -41,14 +53,19 @@ def cached() -> Iterator[None]:
     vector, without the 4 (m k_u + n k_v) and O(k² n) of factors and of preparing them. One long
     sequence in a single call gains nothing, and with few reflectors neither do large matrices.
 
-    A matrix is formed anew once its parameters change, by an optimizer or in any other way, and
-    after a backward pass has gone through it. Outputs are those outside, up to rounding.
-    Losses whose backward passes share one matrix are added up, or all but the last backward
-    takes ``retain_graph=True``, as with ``torch.nn.utils.parametrize.cached()``.
+    A matrix is formed anew after an optimizer has stepped, after a backward pass has gone through
+    it, and once its parameters were changed in place or replaced. Writing to parameters behind
+    autograd's back goes unnoticed: through ``.data`` or NumPy, or from another process. What is
+    read inside, as ``layer.weight``, is the matrix that is kept: clone it to change it.
 
-    It holds for the thread, or asyncio task, that enters it, and may be used as a decorator. Under
-    torch.compile, in transforms of ``torch.func``, forward mode, traces, CUDA graph captures,
-    within checkpoints, and for sharded parameters, nothing is kept.
+    Outputs are those outside, up to rounding. Losses whose backward passes share one matrix are
+    added up, or all but the last backward takes ``retain_graph=True``, as with
+    ``torch.nn.utils.parametrize.cached()``.
+
+    It holds for the thread, or asyncio task, that enters it and for tasks begun inside, and may be
+    used as a decorator. Nothing is kept, so all is as outside, under torch.compile and other
+    tracers, in transforms of ``torch.func``, forward mode, checkpoints, CUDA graph captures,
+    and programs with a process group.
 
     Example:
         >>> cell, h = SpectralRNNCell(3, 8), None
@@ -56,33 +73,54 @@ def cached() -> Iterator[None]:
         ...     for x in torch.randn(100, 3):
         ...         h = cell(x, h)
     """
-    if _store.get() is not None:
+    outer = None if torch.compiler.is_compiling() else _scope.get()
+    if torch.compiler.is_compiling() or (outer is not None and outer.is_open):
         yield
         return
-    store: _Store = WeakKeyDictionary()
-    token = _store.set(store)
+    scope = _Scope()
+    token = _scope.set(scope)
+    # Fused optimizers change parameters without a new version.
+    hook = register_optimizer_step_post_hook(lambda *_: scope.store.clear())
     try:
         yield
     finally:
-        _store.reset(token)
-        store.clear()
+        hook.remove()
+        _scope.reset(token)
+        # Tasks begun inside may go on.
+        scope.is_open = False
+        scope.store.clear()
 
 
 def is_cached(*tensors: Tensor | None) -> bool:
     """Whether what is made of these tensors now is kept for later calls."""
-    if torch.compiler.is_compiling() or _store.get() is None:
+    if torch.compiler.is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active() or not functions_serve():
-        return False
-    # Checkpoints count what is saved, which differs where a value was made before.
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    scope = _scope.get()
+    if scope is None or not scope.is_open or not _is_plain():
         return False
     for tensor in tensors:
+        # Of subclasses, and of what has no version, changes cannot be told.
         if tensor is not None and (_is_special(tensor) or tensor.is_inference()):
             return False
         if tensor is not None and tensor.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
     return True
+
+
+def _is_plain() -> bool:
+    """Whether nothing takes part that would keep what is computed, or compute it again."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or not functions_serve()
+        # Tracers would take what is kept for a constant.
+        or torch._C._len_torch_dispatch_stack()
+        # Checkpoints count what is saved, which differs where a value was made before. Others
+        # compute again inside a backward pass, whose graph ends with it.
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        or torch._C._current_graph_task_id() != -1
+        # Collectives and shards change parameters without a new version.
+        or (torch.distributed.is_available() and torch.distributed.is_initialized())
+    )
 
 
 def formed_once(
@@ -101,9 +139,10 @@ def formed_once(
         make: Returns a tensor, a tuple of tensors, or an object with tensors as attributes.
         others: What else it depends on, compared by identity.
     """
-    store = _store.get() if is_cached(*tensors) else None
-    if store is None:
+    scope = _scope.get() if is_cached(*tensors) else None
+    if scope is None:
         return make()
+    store = scope.store
     state = (*_state(tensors), *map(id, others))
     # What another stream forms may not be there yet.
     first = tensors[0]
@@ -118,7 +157,9 @@ def formed_once(
     value = make()
     results = _tensors(value)
     if not any(_is_special(result) for result in results):
-        values[key] = _Formed(value, results, _state(results), state, (*tensors, *others))
+        storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+        sources = *tensors, *others
+        values[key] = _Formed(value, results, _state(results), state, sources, storages)
         for result in results:
             if result.requires_grad and not result.is_leaf:
                 # Its graph is spent then.
@@ -131,16 +172,17 @@ def _is_special(tensor: Tensor) -> bool:
     return type(tensor) is not nn.Parameter and type(tensor) is not Tensor
 
 
-def _state(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
+def _state(tensors: Sequence[Tensor | None]) -> tuple[object, ...]:
     """What differs once one of the tensors does.
 
-    Writing to ``.data``, as ``vector_to_parameters`` does, changes the address, not the version.
+    Assigning ``.data``, as ``vector_to_parameters`` does, changes the address, not the version.
     """
-    state: list[int] = []
+    state: list[object] = []
     for tensor in tensors:
         if tensor is not None:
             version = 0 if tensor.is_inference() else tensor._version
-            state += (id(tensor), version, tensor.data_ptr(), tensor.requires_grad)
+            where = tensor.data_ptr(), tensor.stride()
+            state += (id(tensor), version, *where, tensor.requires_grad)
     return tuple(state)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -11,12 +11,21 @@ from spectral_triton.svd import HouseholderSVD
 
 
 class CachedSVD(HouseholderSVD):
-    """A HouseholderSVD that forms W once, where :func:`cached` is on, and multiplies with it."""
+    """A HouseholderSVD that forms W once, where :func:`cached` is on, and multiplies with it.
+
+    Args:
+        sources: The tensors that the factors were made of, None among them.
+    """
+
+    def __init__(
+        self, *factors: Tensor, sources: tuple[Tensor | None, ...], **options: Any
+    ) -> None:
+        super().__init__(*factors, **options)
+        self.sources = sources
 
     def to_dense(self) -> Tensor:
         """W of shape (..., m, n)."""
-        tensors = self.left, self.singular_values, self.right, self.signs
-        return formed_once(self, "dense", tensors, super().to_dense)
+        return formed_once(self, "dense", self.sources, super().to_dense)
 
     def _way(self, x: Tensor, num_vectors: float) -> Literal["dense", "at once", "in turn"]:
-        return "dense" if is_cached(self.left) else super()._way(x, num_vectors)
+        return "dense" if is_cached(*self.sources) else super()._way(x, num_vectors)

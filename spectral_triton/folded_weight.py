@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.cached import formed_once
+from spectral_triton.cached_svd import CachedSVD
 from spectral_triton.compact_wy import add_product, unit_rows
 from spectral_triton.direct_function import DirectFunction
 from spectral_triton.forward_mode import functions_serve, is_differentiated
@@ -42,7 +43,8 @@ def fold(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
 
     Two thin products for each step, where applying the two factors in turn takes four.
     """
-    tensors = factors.left, factors.singular_values, factors.right, factors.signs
+    given = factors.left, factors.singular_values, factors.right, factors.signs
+    tensors = factors.sources if isinstance(factors, CachedSVD) else given
     return formed_once(factors, "folded", tensors, lambda: _fold_factors(factors))
 
 

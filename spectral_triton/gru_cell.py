@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.cached import is_cached
 from spectral_triton.recurrent_cell import RecurrentCell
 from spectral_triton.spectrum import Spectrum
 
@@ -75,7 +74,7 @@ class SpectralGRUCell(RecurrentCell):
         """The next state."""
         x = self._read(input)
         h = self._state(hx, x, input.dim() == 2)
-        if is_cached(self.weight_ih):
+        if self._steps_at_once():
             return self._result(self._next("gru_cell", x, h), input)
         of_input, of_state, h = self._pre_activations(x, h, h)
         r, z = (of_input[:2] + of_state[:2]).sigmoid()

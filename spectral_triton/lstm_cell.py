@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.cached import is_cached
 from spectral_triton.lstm import read_pair
 from spectral_triton.recurrent_cell import RecurrentCell
 from spectral_triton.spectrum import Spectrum
@@ -82,7 +81,7 @@ class SpectralLSTMCell(RecurrentCell):
         batched = input.dim() == 2
         h = self._state(h, x, batched, "h_0 of hx")
         c = self._state(c, x, batched, "c_0 of hx")
-        if is_cached(self.weight_ih):
+        if self._steps_at_once():
             h, c = self._next("lstm_cell", x, h, c)
             return self._result(h, input), self._result(c, input)
         of_input, of_state, c = self._pre_activations(x, h, c)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.cached import is_cached
 from spectral_triton.recurrent_module import RecurrentModule
 from spectral_triton.rnn_parameters import (
     BIASES,
@@ -98,6 +99,13 @@ class RecurrentCell(RecurrentModule):
                 of_state,
                 carried.to(dtype),
             )
+
+    def _steps_at_once(self) -> bool:
+        """Whether a step goes to torch's function, with a W_hh that is kept."""
+        weight = self._svd_weight("")
+        # What hooks do to the product or before it they would not do there.
+        hooks = weight._forward_pre_hooks or weight._forward_hooks or weight._backward_hooks
+        return is_cached(weight.left) and not hooks and not weight._backward_pre_hooks
 
     def _next(self, function: str, x: Tensor, *states: Tensor) -> Any:
         """What torch's function for one step returns, with the dense W_hh."""

@@ -2,7 +2,8 @@ r"""The parameters of a matrix W = U diag(s ∘ σ) Vᵀ whose singular values s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -154,9 +155,13 @@ class SVDWeight(SpectrumRecord):
         given = self.left, self.raw_singular_values, self.right, self.signs
         if not is_cached(*given):
             return self._factors()
-        return formed_once(self, "factors", given, lambda: self._factors(CachedSVD), self.spectrum)
 
-    def _factors(self, make: type[HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
+        def make() -> HouseholderSVD:
+            return self._factors(functools.partial(CachedSVD, sources=given))
+
+        return formed_once(self, "factors", given, make, self.spectrum)
+
+    def _factors(self, make: Callable[..., HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
         # FSDP's mixed precision casts parameters, not buffers.
         signs = self.signs.to(self.left.dtype)
         sigma = self.singular_values

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.nn.utils import parametrize, vector_to_parameters
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrize, prune, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 
-from spectral_triton import parametrizations
+from spectral_triton import folded_weight, parametrizations, svd
 from spectral_triton.cached import cached, formed_once, is_cached
 from spectral_triton.conv import SVDConv1d
 from spectral_triton.gru import SpectralGRU
@@ -212,10 +213,30 @@ def change_signs(layer):
     layer.svd.signs.neg_()
 
 
+def step_fused(layer):
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def assign_twice(layer):
+    """The second vector lies where the first parameters lay, if they are not held."""
+    for _ in range(2):
+        change_by_vector(layer)
+
+
+def transpose_data(layer):
+    layer.svd.right.data = layer.svd.right.data.mT
+
+
 CHANGES = [
     change_in_place,
     change_data,
     change_by_vector,
+    assign_twice,
+    transpose_data,
+    step_fused,
     load,
     assign,
     change_signs,
@@ -239,6 +260,23 @@ def test_a_change_is_noticed(change, grad):
     torch.testing.assert_close(after, layer(x), check_dtype=True)
     torch.testing.assert_close(weight, layer.weight)
     assert before.dtype != after.dtype or not torch.allclose(before, after)
+
+
+def test_a_step_of_an_optimizer_is_noticed_also_after_an_evaluation():
+    layer, x = make("linear")
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+    with cached():
+        for _ in range(3):
+            optimizer.zero_grad()
+            total(layer(x)).backward()
+            with torch.no_grad():
+                layer(x)
+            loss = total(layer(x))
+            optimizer.step()
+            with torch.no_grad():
+                inside = layer(x)
+            assert loss != total(inside)
+    torch.testing.assert_close(inside, layer(x))
 
 
 def test_a_returned_weight_that_is_changed_is_not_the_one_kept():
@@ -271,6 +309,34 @@ def test_inference_mode_and_training_do_not_mix():
         with torch.inference_mode():
             made_there = SVDLinear(4, 6)
             assert made_there.weight is not made_there.weight, "its changes cannot be told"
+
+
+def test_inference_mode_keeps_as_no_grad_does(monkeypatch):
+    for name in MAKERS:
+        layer, x = make(name)
+        with torch.inference_mode():
+            expected = layer(x)
+            counts = []
+            with cached():
+                torch.testing.assert_close(layer(x), expected)
+                count = count_products(monkeypatch)
+                torch.testing.assert_close(layer(x), expected)
+                counts.append(len(count))
+        assert counts == [0], name
+
+
+def count_products(monkeypatch):
+    """One entry for each dense or folded weight that is made."""
+    count = []
+    for module, name in ((svd, "householder_product"), (folded_weight, "_fold")):
+        function = getattr(module, name)
+
+        def counted(*args, function=function, **options):
+            count.append(1)
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, counted)
+    return count
 
 
 def test_it_ends_with_the_scope_also_by_an_exception():
@@ -313,12 +379,20 @@ def test_threads_and_tasks_have_scopes_of_their_own():
     async def tasks():
         return await asyncio.gather(task(True), task(False))
 
+    async def outlived():
+        with cached():
+            begun = asyncio.create_task(task(False))
+            await asyncio.sleep(0)
+            assert is_cached()
+        return await begun
+
     with cached():
         thread = threading.Thread(target=lambda: seen.append(layer.weight is layer.weight))
         thread.start()
         thread.join()
     assert seen == [False]
     assert asyncio.run(tasks()) == [True, False]
+    assert asyncio.run(outlived()) is False, "what was begun inside keeps nothing after it"
 
 
 def test_nothing_outlives_its_owner_or_the_scope():
@@ -396,6 +470,76 @@ def test_programs_compute_what_they_compute_outside(name):
             torch.testing.assert_close(total(compiled(x)), total(layer(x)))
 
 
+def test_tracers_do_not_take_what_is_kept_for_a_constant():
+    layer, x = make("linear")
+    parameters = dict(layer.state_dict())
+    others = {name: value + 1 for name, value in parameters.items()}
+
+    def call(parameters, x):
+        return functional_call(layer, parameters, (x,))
+
+    for mode in ("real", "fake", "symbolic"):
+        with torch.no_grad(), cached():
+            layer(x)
+            traced = make_fx(call, tracing_mode=mode)(parameters, x)
+        torch.testing.assert_close(traced(others, x), call(others, x))
+
+
+def test_a_compiled_function_may_enter_it():
+    layer, x = make("linear")
+
+    def call(x):
+        with cached():
+            return layer(layer(x)[..., :4])
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), call(x))
+
+
+def test_hooks_of_a_cells_weight_run():
+    for name in ("rnn cell", "lstm cell", "gru cell"):
+        layer, x = make(name)
+        prune.random_unstructured(layer.svd_hh, "left", 0.3)
+        layer.svd_hh.register_forward_hook(lambda module, given, output: output * 0)
+        with torch.no_grad(), cached():
+            layer(x)
+            layer.svd_hh.left_orig.add_(1)
+            inside = layer(x)
+        torch.testing.assert_close(inside, layer(x))
+
+
+def test_a_backward_pass_inside_another_has_a_matrix_of_its_own():
+    layer, x = make("linear")
+
+    def loss():
+        y = layer(x)
+        y.register_hook(inner)
+        return total(y)
+
+    def inner(grad):
+        with torch.enable_grad():
+            total(layer(2 * x)).backward()
+
+    loss().backward()
+    expected = [p.grad.clone() for p in layer.parameters()]
+    layer.zero_grad()
+    with cached():
+        loss().backward()
+    torch.testing.assert_close([p.grad for p in layer.parameters()], expected)
+
+
+def test_nothing_is_kept_in_a_program_with_a_process_group(tmp_path):
+    layer, _ = make("linear")
+    with cached():
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            assert layer.weight is not layer.weight
+        finally:
+            torch.distributed.destroy_process_group()
+        assert layer.weight is layer.weight
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoints_recompute_what_they_computed(use_reentrant):
     layer, x = make("linear")
@@ -405,10 +549,13 @@ def test_checkpoints_recompute_what_they_computed(use_reentrant):
         return sum(total(run(x * i)) for i in (1, 2, 3))
 
     def checkpointed(x):
-        return checkpoint(layer, x, use_reentrant=use_reentrant)
+        return checkpoint(layer, layer(x)[..., :4], use_reentrant=use_reentrant)
+
+    def plain(x):
+        return layer(layer(x)[..., :4])
 
     wanted = [x, *layer.parameters()]
-    loss(layer).backward()
+    loss(plain).backward()
     expected = [a.grad for a in wanted]
     for warm in (False, True):
         for a in wanted:
