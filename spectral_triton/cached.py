@@ -100,7 +100,8 @@ def is_cached(*tensors: Tensor | None) -> bool:
         return False
     for tensor in tensors:
         # Of subclasses, and of what has no version, changes cannot be told.
-        if tensor is not None and (_is_special(tensor) or tensor.is_inference()):
+        special = type(tensor) is not nn.Parameter and type(tensor) is not Tensor
+        if tensor is not None and (special or tensor.is_inference()):
             return False
         if tensor is not None and tensor.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
@@ -156,20 +157,14 @@ def formed_once(
         return formed.value  # type: ignore[no-any-return]
     value = make()
     results = _tensors(value)
-    if not any(_is_special(result) for result in results):
-        storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
-        sources = *tensors, *others
-        values[key] = _Formed(value, results, _state(results), state, sources, storages)
-        for result in results:
-            if result.requires_grad and not result.is_leaf:
-                # Its graph is spent then.
-                result.register_hook(lambda _: store.clear())
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+    sources = *tensors, *others
+    values[key] = _Formed(value, results, _state(results), state, sources, storages)
+    for result in results:
+        if result.requires_grad and not result.is_leaf:
+            # Its graph is spent then.
+            result.register_hook(lambda _: store.clear())
     return value
-
-
-def _is_special(tensor: Tensor) -> bool:
-    """Whether its values may change without a trace, as those of shards do."""
-    return type(tensor) is not nn.Parameter and type(tensor) is not Tensor
 
 
 def _state(tensors: Sequence[Tensor | None]) -> tuple[object, ...]:

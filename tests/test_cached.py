@@ -279,6 +279,16 @@ def test_a_step_of_an_optimizer_is_noticed_also_after_an_evaluation():
     torch.testing.assert_close(inside, layer(x))
 
 
+def test_memory_that_is_used_again_is_not_taken_for_the_old():
+    layer, size = SVDLinear(16, 16), 16 * 34
+    x = torch.randn(1, 16)
+    with torch.no_grad(), cached():
+        for _ in range(60):
+            for _ in range(2):
+                vector_to_parameters(torch.randn(size), layer.parameters())
+            torch.testing.assert_close(layer(x), copy.deepcopy(layer)(x))
+
+
 def test_a_returned_weight_that_is_changed_is_not_the_one_kept():
     layer, x = make("linear")
     with torch.no_grad():
@@ -306,6 +316,11 @@ def test_inference_mode_and_training_do_not_mix():
         with torch.inference_mode():
             layer(x)
         total(layer(x)).backward()
+        with torch.inference_mode():
+            layer(x)
+        with torch.no_grad():
+            weight = layer.weight
+        (weight * x.new_ones(6, 4, requires_grad=True)).sum().backward()
         with torch.inference_mode():
             made_there = SVDLinear(4, 6)
             assert made_there.weight is not made_there.weight, "its changes cannot be told"
@@ -472,13 +487,14 @@ def test_programs_compute_what_they_compute_outside(name):
 
 def test_tracers_do_not_take_what_is_kept_for_a_constant():
     layer, x = make("linear")
-    parameters = dict(layer.state_dict())
-    others = {name: value + 1 for name, value in parameters.items()}
+    buffers = dict(layer.named_buffers())
 
     def call(parameters, x):
         return functional_call(layer, parameters, (x,))
 
     for mode in ("real", "fake", "symbolic"):
+        parameters = dict(layer.named_parameters()) | ({} if mode == "real" else buffers)
+        others = {name: value + 1 for name, value in parameters.items()}
         with torch.no_grad(), cached():
             layer(x)
             traced = make_fx(call, tracing_mode=mode)(parameters, x)
