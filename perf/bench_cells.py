@@ -33,22 +33,27 @@ def _cached_steps(cell: nn.Module, x: Tensor) -> Tensor:
         return _steps(cell, x)
 
 
+TORCH, OUTSIDE = "torch's cell", f"{OURS}, outside of cached()"
+CONTENDERS = {OURS: _cached_steps, OUTSIDE: _steps, TORCH: _steps}
+
+
 @pytest.mark.parametrize("way", ["forward", "forward+backward"])
-@pytest.mark.parametrize("contender", [f"{OURS}, cached", OURS])
+@pytest.mark.parametrize("contender", CONTENDERS)
 @pytest.mark.parametrize(("n", "k", "batch"), SIZES)
 @pytest.mark.parametrize("name", CELLS)
 def bench_cells(
     name: str, n: int, k: int, batch: int, contender: str, way: str, race: Race
 ) -> None:
     """A loop over 100 steps; the results agree in float64 first."""
-    run = _cached_steps if "cached" in contender else _steps
-    cell, plain, x = _pair(name, 12, 3, 2, torch.float64)
-    torch.testing.assert_close(run(cell, x), _steps(plain, x), rtol=1e-9, atol=1e-9)
-    cell, plain, x = _pair(name, n, k, batch, torch.float32)
+    rival = TORCH if contender == OURS else OURS
+    small = [_work(which, name, (12, 3, 2), torch.float64, "forward") for which in CONTENDERS]
+    for work in small[1:]:
+        torch.testing.assert_close(work(), small[0](), rtol=1e-9, atol=1e-9)
+    size = (n, k, batch)
     race(
-        _work(run, cell, x, way),
-        _work(_steps, plain, x, way),
-        against=f"torch's cell, {way}",
+        _work(contender, name, size, torch.float32, way),
+        _work(rival, name, size, torch.float32, way),
+        against=rival,
         op=name,
         way=way,
         contender=contender,
@@ -56,19 +61,16 @@ def bench_cells(
     )
 
 
-def _pair(
-    name: str, n: int, k: int, batch: int, dtype: torch.dtype
-) -> tuple[nn.Module, nn.Module, Tensor]:
+def _work(
+    contender: str, name: str, size: tuple[int, int, int], dtype: torch.dtype, way: str
+) -> Callable[[], object]:
     torch.manual_seed(1)
+    n, k, batch = size
     make, convert = CELLS[name]
     cell = make(INPUTS, n, num_reflectors=k, init="haar", dtype=dtype)
-    return cell, getattr(cell, convert)(), torch.randn(STEPS, batch, INPUTS, dtype=dtype)
-
-
-def _work(
-    run: Callable[[nn.Module, Tensor], Tensor], cell: nn.Module, x: Tensor, way: str
-) -> Callable[[], object]:
-    parameters = tuple(cell.parameters())
+    x = torch.randn(STEPS, batch, INPUTS, dtype=dtype)
+    cell = getattr(cell, convert)() if contender == TORCH else cell
+    run, parameters = CONTENDERS[contender], tuple(cell.parameters())
 
     def forward() -> object:
         with torch.no_grad():
