@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -40,6 +41,7 @@ class _Scope:
 
 
 _scope: ContextVar[_Scope | None] = ContextVar("spectral_triton_cached", default=None)
+_open_scopes: set[_Scope] = set()
 
 
 @contextmanager
@@ -55,17 +57,18 @@ def cached() -> Iterator[None]:
 
     A matrix is formed anew after an optimizer has stepped, after a backward pass has gone through
     it, and once its parameters were changed in place or replaced. Writing to parameters behind
-    autograd's back goes unnoticed: through ``.data`` or NumPy, or from another process. What is
-    read inside, as ``layer.weight``, is the matrix that is kept: clone it to change it.
+    autograd's back goes unnoticed: into ``.data``, through NumPy, or from another process. What is
+    read inside, as ``layer.weight`` and ``layer.factors``, is what is kept: clone it to change it.
 
     Outputs are those outside, up to rounding. Losses whose backward passes share one matrix are
     added up, or all but the last backward takes ``retain_graph=True``, as with
     ``torch.nn.utils.parametrize.cached()``.
 
-    It holds for the thread, or asyncio task, that enters it and for tasks begun inside, and may be
-    used as a decorator. Nothing is kept, so all is as outside, under torch.compile and other
-    tracers, in transforms of ``torch.func``, forward mode, checkpoints, CUDA graph captures,
-    and programs with a process group.
+    It holds for the thread, or asyncio task, that enters it and for tasks begun inside, and may
+    decorate a function that is neither a coroutine nor a generator. Nothing is kept, so all is as
+    outside, under torch.compile and other tracers, in transforms of ``torch.func``, forward mode,
+    checkpoints that are not reentrant, CUDA graph captures, and programs with a process group, and
+    of parameters that are parts of a larger tensor, as ``vector_to_parameters`` makes them.
 
     Example:
         >>> cell, h = SpectralRNNCell(3, 8), None
@@ -77,18 +80,33 @@ def cached() -> Iterator[None]:
     if torch.compiler.is_compiling() or (outer is not None and outer.is_open):
         yield
         return
+    _watch_optimizers()
     scope = _Scope()
+    _open_scopes.add(scope)
     token = _scope.set(scope)
-    # Fused optimizers change parameters without a new version.
-    hook = register_optimizer_step_post_hook(lambda *_: scope.store.clear())
     try:
         yield
     finally:
-        hook.remove()
-        _scope.reset(token)
         # Tasks begun inside may go on.
         scope.is_open = False
+        _open_scopes.discard(scope)
         scope.store.clear()
+        with suppress(ValueError):  # Where asyncio closes a generator in another task.
+            _scope.reset(token)
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    """Fused optimizers change parameters without a new version.
+
+    Once for all: torch walks through the hooks while other threads may enter and leave.
+    """
+
+    def forget(*_: object) -> None:
+        for scope in tuple(_open_scopes):
+            scope.store.clear()
+
+    register_optimizer_step_post_hook(forget)
 
 
 def is_cached(*tensors: Tensor | None) -> bool:
@@ -157,7 +175,11 @@ def formed_once(
         return formed.value  # type: ignore[no-any-return]
     value = make()
     results = _tensors(value)
-    storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+    given = [tensor for tensor in tensors if tensor is not None]
+    storages = [tensor.untyped_storage() for tensor in given]
+    # The larger tensor can be written to, with a version of its own.
+    if any(a.nbytes != whole.nbytes() for a, whole in zip(given, storages, strict=True)):
+        return value
     sources = *tensors, *others
     values[key] = _Formed(value, results, _state(results), state, sources, storages)
     for result in results:
@@ -170,7 +192,7 @@ def formed_once(
 def _state(tensors: Sequence[Tensor | None]) -> tuple[object, ...]:
     """What differs once one of the tensors does.
 
-    Assigning ``.data``, as ``vector_to_parameters`` does, changes the address, not the version.
+    Assigning another tensor to ``.data`` changes the address, not the version.
     """
     state: list[object] = []
     for tensor in tensors:

@@ -13,6 +13,8 @@ from spectral_triton.svd import HouseholderSVD
 class CachedSVD(HouseholderSVD):
     """A HouseholderSVD that forms W once, where :func:`cached` is on, and multiplies with it.
 
+    What is made of it, such as the transpose, is a plain one.
+
     Args:
         sources: The tensors that the factors were made of, None among them.
     """

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
@@ -182,12 +183,17 @@ def _unbounded(
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Weights that no layer of a report stands for, with their shapes."""
     told = {layer.name for layer in skipped}
-    weights = []
+    weights, seen = [], set()
     for prefix, module in model.named_modules():
         told.update(f"{prefix}.parametrizations.{name}".lstrip(".") for name in svd_names(module))
-        if not isinstance(module, SVDWeight) and prefix not in told:
-            own = module.named_parameters(prefix, recurse=False)
-            weights += [(name, tuple(a.shape)) for name, a in own if a.dim() > 1]
+        layer = prefix.split("parametrizations.")[0].rstrip(".")
+        if isinstance(module, SVDWeight) or prefix in told or layer in told:
+            continue
+        for name, weight in module.named_parameters(prefix, recurse=False):
+            # One that is lazy has no shape yet.
+            if not is_lazy(weight) and weight.dim() > 1 and id(weight) not in seen:
+                weights.append((name, tuple(weight.shape)))
+            seen.add(id(weight))
     return tuple(weights)
 
 

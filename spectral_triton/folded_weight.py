@@ -43,8 +43,11 @@ def fold(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
 
     Two thin products for each step, where applying the two factors in turn takes four.
     """
-    given = factors.left, factors.singular_values, factors.right, factors.signs
-    tensors = factors.sources if isinstance(factors, CachedSVD) else given
+    tensors: tuple[Tensor | None, ...]
+    if isinstance(factors, CachedSVD):
+        tensors = factors.sources
+    else:
+        tensors = factors.left, factors.singular_values, factors.right, factors.signs
     return formed_once(factors, "folded", tensors, lambda: _fold_factors(factors))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from spectral_triton.backend import recurrence_form
+from spectral_triton.cached import is_cached
 from spectral_triton.cached_svd import CachedSVD
 from spectral_triton.folded_weight import fold, folds
 from spectral_triton.nonlinearity import NONLINEARITIES, activation, check_nonlinearity
@@ -122,7 +123,8 @@ def run(
         )
         r = factors.left.shape[-2] + factors.right.shape[-2]
         x, h0 = x.to(dtype), h0.to(dtype)
-        if isinstance(factors, CachedSVD) and batch_sizes is None and x.shape[0] == 1:
+        kept = isinstance(factors, CachedSVD) and is_cached(*factors.sources)
+        if kept and batch_sizes is None and x.shape[0] == 1:
             # For one step a loop over buffers is dearer to set up than to run.
             z = x[0] if weight_ih is None else linear(x[0], weight_ih, bias_ih)
             z = torch.addmm(z, h0, factors.to_dense().to(dtype).mT)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from spectral_triton.cached import is_cached
 from spectral_triton.recurrent_module import RecurrentModule
@@ -103,9 +104,16 @@ class RecurrentCell(RecurrentModule):
     def _steps_at_once(self) -> bool:
         """Whether a step goes to torch's function, with a W_hh that is kept."""
         weight = self._svd_weight("")
-        # What hooks do to the product or before it they would not do there.
-        hooks = weight._forward_pre_hooks or weight._forward_hooks or weight._backward_hooks
-        return is_cached(weight.left) and not hooks and not weight._backward_pre_hooks
+        if type(weight) is not SVDWeight or not is_cached(weight.left):
+            return False
+        # Of a product inside that function no hook would know.
+        own = (
+            weight._forward_pre_hooks,
+            weight._forward_hooks,
+            weight._backward_pre_hooks,
+            weight._backward_hooks,
+        )
+        return not any(own) and not _has_any_global_hook()
 
     def _next(self, function: str, x: Tensor, *states: Tensor) -> Any:
         """What torch's function for one step returns, with the dense W_hh."""

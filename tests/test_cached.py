@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import gc
+import sys
 import threading
 import weakref
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrize, prune, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +28,9 @@ from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum
+from spectral_triton.weight import SVDWeight
+
+cached_module = sys.modules["spectral_triton.cached"]
 
 MAKERS = {
     "linear": (lambda: SVDLinear(4, 6), (5, 4)),
@@ -289,6 +294,35 @@ def test_memory_that_is_used_again_is_not_taken_for_the_old():
             torch.testing.assert_close(layer(x), copy.deepcopy(layer)(x))
 
 
+def test_parameters_that_are_parts_of_a_larger_tensor_are_read_anew():
+    layer, size = SVDLinear(4, 4), 4 * 10
+    x, vector = torch.randn(1, 4), torch.randn(size)
+    with torch.no_grad(), cached():
+        for _ in range(5):
+            vector.add_(torch.randn(size))
+            vector_to_parameters(vector, layer.parameters())
+            torch.testing.assert_close(layer(x), copy.deepcopy(layer)(x))
+
+
+def test_an_async_generator_that_is_left_closes_the_scope():
+    scopes = []
+
+    async def numbers():
+        with cached():
+            scopes.extend(cached_module._open_scopes)
+            yield 1
+            yield 2
+
+    async def main():
+        async for _ in numbers():
+            break
+
+    asyncio.run(main())
+    assert len(scopes) == 1
+    assert not scopes[0].is_open
+    assert not cached_module._open_scopes
+
+
 def test_a_returned_weight_that_is_changed_is_not_the_one_kept():
     layer, x = make("linear")
     with torch.no_grad():
@@ -522,6 +556,28 @@ def test_hooks_of_a_cells_weight_run():
             layer.svd_hh.left_orig.add_(1)
             inside = layer(x)
         torch.testing.assert_close(inside, layer(x))
+
+
+def test_cells_call_a_weight_of_another_class_and_global_hooks():
+    class Negative(SVDWeight):
+        def forward(self, x, bias=None):
+            return -super().forward(x, bias)
+
+    for name in ("lstm cell", "gru cell"):
+        layer, x = make(name)
+        seen = []
+        hook = register_module_forward_hook(lambda module, *_, seen=seen: seen.append(module))
+        with torch.no_grad(), cached():
+            layer(x)
+        hook.remove()
+        assert layer.svd_hh in seen
+        layer.svd_hh.__class__ = Negative
+        state = torch.randn(1, 6).expand(*x.shape[:-1], 6)
+        state = (state, state) if name == "lstm cell" else state
+        with torch.no_grad():
+            expected = layer(x, state)
+            with cached():
+                torch.testing.assert_close(layer(x, state), expected)
 
 
 def test_a_backward_pass_inside_another_has_a_matrix_of_its_own():

@@ -350,3 +350,15 @@ def test_the_report_names_every_weight_that_stays_free():
     assert "without bounds: table 2x3, embedding.weight 5x4, " in str(report)
     assert convert(Model(), nn.Linear)[1].unbounded == (), "the choice was the user's"
     assert convert(parametrizations.svd(nn.Linear(3, 2)))[1].unbounded == ()
+
+
+def test_lazy_and_shared_weights_do_not_trouble_the_report():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LazyConvTranspose2d(3, 3), nn.Embedding(5, 4))
+    model.append(nn.Embedding(5, 4))
+    model[3].weight = model[2].weight
+    model.append(weight_norm(nn.Linear(4, 4)))
+    report = convert(model, inplace=True)[1]
+    assert isinstance(model[0], SVDLinear)
+    assert [layer.name for layer in report.skipped] == ["4"]
+    assert report.unbounded == (("2.weight", (5, 4)),), "not lazy, not twice, not the skipped one"
+    assert convert(weight_norm(nn.Linear(4, 4)))[1].unbounded == ()
