@@ -169,14 +169,20 @@ def test_autocast_errs_no_more_than_torch(name):
     x, plain = torch.randn(50, 3, 4, dtype=torch.float32), to_plain(layer)
     expected = layer(x)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        output, theirs = layer(x)[0], plain(x)[0]
-        mixed = layer(x.bfloat16())[0]
+        output, mixed = layer(x)[0], layer(x.bfloat16())[0]
         assert layer.weight_hh_l0.dtype == torch.float32
     assert output.dtype == mixed.dtype == torch.bfloat16
     # Exact but for the rounding of input and output.
     assert (output.float() - expected).abs().max() <= 2 * torch.finfo(torch.bfloat16).eps
-    assert (output.float() - expected).abs().max() <= 2 * (theirs.float() - expected).abs().max()
     assert (mixed.float() - expected).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs = plain(x)[0]
+    except RuntimeError as error:
+        # oneDNN has no LSTM in bfloat16 for processors without AVX-512.
+        assert "primitive descriptor" in str(error)  # noqa: PT017
+        return
+    assert (output.float() - expected).abs().max() <= 2 * (theirs.float() - expected).abs().max()
 
 
 def test_compiles_around_it_as_around_torch():
