@@ -53,7 +53,7 @@ def cached() -> Iterator[None]:
     For cells in a loop, policies that act step by step, streams of single inputs. All layers,
     cells and parametrizations of this library take part. A call then costs 2 m n operations per
     vector, without the 4 (m k_u + n k_v) and O(k² n) of factors and of preparing them. One long
-    sequence in a single call gains nothing, and with few reflectors neither do large matrices.
+    sequence in a single call gains nothing, and large matrices of few reflectors gain less.
 
     A matrix is formed anew after an optimizer has stepped, after a backward pass has gone through
     it, and once its parameters were changed in place or replaced. Writing to parameters behind
