@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -153,6 +154,7 @@ def unserved_reason(op: str, *tensors: Tensor | None, **sizes: int) -> str | Non
 class BackendInfo:
     """What ``backend_info`` found; ``print`` it."""
 
+    spectral_triton: str
     torch: str
     triton: str
     interpreted: bool
@@ -161,7 +163,8 @@ class BackendInfo:
     kernels: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f"torch   {self.torch}", f"triton  {self.triton}"]
+        lines = [f"spectral_triton  {self.spectral_triton}"]
+        lines += [f"torch   {self.torch}", f"triton  {self.triton}"]
         lines += [f"interpreter  {'on (TRITON_INTERPRET=1)' if self.interpreted else 'off'}"]
         lines += [f"forced by use_backend  {self.forced or 'nothing'}", "devices"]
         lines += [f"  {name}: {state}" for name, state in self.devices.items()]
@@ -190,8 +193,11 @@ def backend_info() -> BackendInfo:
 
         kernels = dict(zip(OPS, configuration.describe(), strict=True))
     return BackendInfo(
+        spectral_triton=_version("spectral-triton"),
         torch=torch.__version__,
-        triton=_triton_version(),
+        triton=_version("triton", "pytorch-triton-rocm", "triton-windows")
+        if _installed()
+        else "not installed",
         interpreted=_interpreting(),
         forced=_forced.get(),
         devices=devices,
@@ -203,15 +209,12 @@ def _is_index(dtype: torch.dtype) -> bool:
     return dtype in (torch.int32, torch.int64)
 
 
-def _triton_version() -> str:
-    if not _installed():
-        return "not installed"
-    from importlib.metadata import PackageNotFoundError, version
-
-    for distribution in ("triton", "pytorch-triton-rocm", "triton-windows"):
+def _version(*names: str) -> str:
+    """Of the first of these distributions that is there."""
+    for name in names:
         try:
-            return version(distribution)
-        except PackageNotFoundError:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
 

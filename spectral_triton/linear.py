@@ -13,7 +13,7 @@ from spectral_triton.dense_entries import factor_dense_entries
 from spectral_triton.sharding import gathered
 from spectral_triton.spectrum import Spectrum
 from spectral_triton.svd import HouseholderSVD
-from spectral_triton.validation import check_flag, check_floating
+from spectral_triton.validation import check_flag, check_floating, check_integer
 from spectral_triton.weight import SVDWeight
 
 
@@ -237,20 +237,48 @@ class SVDLinear(nn.Module):
 
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` with the dense weight and the bias, copied."""
-        weight = self.weight.detach()
-        linear = nn.utils.skip_init(
-            nn.Linear,
-            self.in_features,
-            self.out_features,
-            self.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        linear.weight.data.copy_(weight)
-        if self.bias is not None:
-            linear.bias.data.copy_(gathered(self.bias.detach()))
-        return linear.train(self.training)
+        return _plain_linear(self.weight, self.bias, self.svd.left.dtype).train(self.training)
+
+    def to_low_rank(self, rank: int) -> nn.Sequential:
+        r"""Two ``nn.Linear`` layers through ``rank`` features, the nearest there are to this one.
+
+        :math:`W \approx (U_r \sqrt{S_r})(\sqrt{S_r} V_r^\top)` with the r largest singular values:
+        r(m + n) parameters instead of mn. What is lost is ``factors.truncation_error(rank)``.
+
+        Args:
+            rank: From 1 to min(m, n).
+
+        Returns:
+            The layer without bias and the one with it, in the dtype of this one.
+
+        Raises:
+            TypeError: if ``rank`` is not an integer.
+            ValueError: if it is not between 1 and min(m, n).
+
+        Example:
+            >>> layer = SVDLinear(64, 32, spectrum=SignedSpectrum())
+            >>> small, x = layer.to_low_rank(4), torch.randn(10, 64)
+            >>> lost = (layer(x) - small(x)).norm(dim=-1) / x.norm(dim=-1)
+            >>> bool((lost <= layer.factors.truncation_error(4, "spectral") + 1e-6).all())
+            True
+        """
+        check_integer("rank", rank, 1, min(self.in_features, self.out_features))
+        U, S, Vh = self.factors.svd(rank)
+        into = _plain_linear(S.sqrt().unsqueeze(-1) * Vh, None, self.svd.left.dtype)
+        out = _plain_linear(U * S.sqrt(), self.bias, self.svd.left.dtype)
+        return nn.Sequential(into, out).train(self.training)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         factor_dense_entries(self, state_dict, prefix, args[-1], [("weight", "svd")])
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@torch.no_grad()
+def _plain_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Linear:
+    m, n = weight.shape
+    options: dict[str, Any] = {"device": weight.device, "dtype": dtype}
+    linear = nn.utils.skip_init(nn.Linear, n, m, bias is not None, **options)
+    linear.weight.copy_(weight)
+    if bias is not None:
+        linear.bias.copy_(gathered(bias))
+    return linear

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -44,6 +45,12 @@ class RecurrentLayer(RecurrentModule):
         check_flag("bidirectional", bidirectional)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout} has no effect with num_layers=1: outputs of the last layer are "
+                "not dropped, as with torch.nn.RNN",
+                stacklevel=3,
+            )
         self.num_layers, self.batch_first = num_layers, bool(batch_first)
         self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
 

@@ -20,9 +20,9 @@ from spectral_triton.householder import (
     householder_product,
 )
 from spectral_triton.householder_function import apply_factors, resized
+from spectral_triton.low_rank import LowRankAlgebra
 from spectral_triton.prepared_reflectors import SMALL
 from spectral_triton.sharding import gathered
-from spectral_triton.svd_algebra import SVDAlgebra
 from spectral_triton.validation import (
     broadcast_batch,
     check_factors,
@@ -51,7 +51,7 @@ def forms_dense(
     return forming + 0.8 * num_vectors * out_features * in_features < num_vectors * factors
 
 
-class HouseholderSVD(SVDAlgebra):
+class HouseholderSVD(LowRankAlgebra):
     r"""A matrix held as orthogonal factors and singular values, used without being formed.
 
     .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top, \qquad

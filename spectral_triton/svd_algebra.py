@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.validation import (
-    check_choice,
     check_floating,
-    check_integer,
     check_number,
     is_integer,
 )
@@ -149,27 +147,6 @@ class SVDAlgebra(ABC):
         least = self.singular_values.abs().amin(-1)
         return (self.spectral_norm() / least).masked_fill(least == 0, torch.inf)
 
-    def truncate(self, rank: int) -> HouseholderSVD:
-        r"""The best approximation of given rank: all but the largest singular values become zero.
-
-        Reflectors are shared and gradients flow. A matrix of low rank can be rewritten with fewer
-        reflectors by ``from_dense(factors.truncate(rank).to_dense(), num_reflectors=rank)``.
-
-        Args:
-            rank: How many singular values to keep, from 0 to min(m, n).
-
-        Example:
-            >>> factors = HouseholderSVD.from_dense(torch.diag(torch.tensor([3.0, 1.0, 2.0])))
-            >>> torch.testing.assert_close(
-            ...     factors.truncate(2).to_dense(), torch.diag(torch.tensor([3.0, 0.0, 2.0]))
-            ... )
-        """
-        sigma = self.singular_values
-        check_integer("rank", rank, 0, sigma.shape[-1])
-        kept = sigma.detach().abs().topk(rank, dim=-1).indices
-        mask = torch.zeros_like(sigma).scatter(-1, kept, 1)
-        return self._with(self.left, sigma * mask, self.right)
-
     def gram(self, power: float = 1.0) -> HouseholderSVD:
         r"""A power of :math:`W^\top W = V \,\mathrm{diag}(\sigma^2)\, V^\top`, exactly.
 
@@ -275,35 +252,6 @@ class SVDAlgebra(ABC):
             tensor(7.)
         """
         return self.singular_values.abs().sum(-1).expand(self._batch)
-
-    def truncation_error(self, rank: int, norm: str = "frobenius") -> Tensor:
-        r"""The distance of W to the nearest matrix of a rank, which :meth:`truncate` gives.
-
-        The root of the sum of squares of the singular values dropped, or the largest of them.
-
-        Args:
-            rank: How many singular values are kept, from 0 to min(m, n).
-            norm: "frobenius" or "spectral".
-
-        Returns:
-            Shape (...), differentiable.
-
-        Raises:
-            ValueError: if ``rank`` is out of range or ``norm`` unknown.
-
-        Example:
-            >>> factors = HouseholderSVD.from_dense(torch.diag(torch.tensor([3.0, 9.0, 4.0])))
-            >>> factors.truncation_error(1), factors.truncation_error(1, "spectral")
-            (tensor(5.), tensor(4.))
-        """
-        check_integer("rank", rank, 0, self.singular_values.shape[-1])
-        check_choice("norm", norm, ("frobenius", "spectral"))
-        dropped = self.singular_values.abs().sort(-1, descending=True).values[..., rank:]
-        if norm == "spectral":
-            error = torch.nn.functional.pad(dropped, (0, 1)).amax(-1)
-        else:
-            error = torch.linalg.vector_norm(dropped, dim=-1)
-        return error.expand(self._batch)
 
     def _check_square(self, operation: str) -> None:
         m, n = self.shape[-2:]

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+import spectral_triton
 from spectral_triton import (
     SpectralRNN,
     SVDLinear,
@@ -64,6 +65,12 @@ def test_forcing_is_private_to_a_thread():
         thread.start()
         thread.join()
     assert seen == [None]
+
+
+def test_report_begins_with_versions():
+    lines = str(backend_info()).splitlines()
+    assert lines[0] == f"spectral_triton  {spectral_triton.__version__}"
+    assert lines[1] == f"torch   {torch.__version__}"
 
 
 def test_unknown_names_are_rejected():

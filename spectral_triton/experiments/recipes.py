@@ -19,6 +19,10 @@ from spectral_triton.experiments.study import Case, Goal, Published, Recipe, Sea
 from spectral_triton.experiments.theory import Theory
 
 RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
+# Of weights without bounds that are multiplied 784 times.
+LOW_RATES: tuple[Mapping[str, Any], ...] = tuple(
+    {"learning_rate": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4)
+)
 SUMMING: Mapping[str, Any] = {"init": "identity", "nonlinearity": "relu"}
 TURNING: Mapping[str, Any] = {"init": "cayley", "nonlinearity": "leaky_relu"}
 
@@ -125,6 +129,12 @@ def _digits(
         "irnn": ({}, {}, larger),
         "lstm": ({}, {}, larger),
     }
+    lower = {
+        "rnn": tuple(
+            {**way, **rate} for way in ({}, {"nonlinearity": "relu"}) for rate in LOW_RATES
+        ),
+        "irnn": LOW_RATES,
+    }
     return Study(
         name=name,
         title=", ".join(filter(None, ("Digits", order, size, f"{epochs} epochs"))),
@@ -134,7 +144,10 @@ def _digits(
             model: Recipe(
                 settings,
                 cost_factor * cost[model],
-                tuple({**way, **rate} for way in (first, second) for rate in RATES),
+                (
+                    *({**way, **rate} for way in (first, second) for rate in RATES),
+                    *lower.get(model, ()),
+                ),
             )
             for model, (settings, first, second) in variants.items()
         },
