@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from spectral_triton.computed_tensors import compute_tensors, computing_hooks
 from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.gru import SpectralGRU
 from spectral_triton.gru_cell import SpectralGRUCell
@@ -17,7 +18,7 @@ from spectral_triton.linear import SVDLinear
 from spectral_triton.lstm import SpectralLSTM
 from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.parametrizations import remove_svd, svd_names
-from spectral_triton.replacement import carry_over, computing_hooks, copy_model, replace_modules
+from spectral_triton.replacement import altered, carry_over, compiled, copy_model, replace_modules
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.weight import SVDWeight
@@ -48,8 +49,10 @@ def bake(model: nn.Module) -> nn.Module:
     hooks are kept. The model itself is not changed.
 
     What has no plain counterpart stays as it is, and one warning names it: recurrent layers with
-    other nonlinearities, subclasses of the layers, an :class:`SVDWeight` used by itself, a tensor
-    with further parametrizations. Only registered submodules are found, not those in a Python list.
+    other nonlinearities, subclasses of the layers and layers that were given a forward, members or
+    inner hooks of their own, an :class:`SVDWeight` used by itself, a tensor with further
+    parametrizations, a layer that ``torch.compile`` was given itself. Only registered submodules
+    are found, not those in a Python list.
 
     The plain layers compute in the dtype of their input: where the input has another dtype than
     the layer, or under autocast, the originals convert and keep float32, ``nn.Linear`` does not.
@@ -80,7 +83,16 @@ def bake(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    model = copy_model(model)
+    with torch.inference_mode(False):
+        baked, kept = _baked(copy_model(model))
+    if kept:
+        listed = "; ".join(f"{name or 'the model'} ({reason})" for name, reason in kept.items())
+        warnings.warn(f"not baked, kept as they are: {listed}", stacklevel=2)
+    return baked
+
+
+def _baked(model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """The model with plain layers put into it, and why some are not, by name."""
     kept: dict[str, str] = {}
     for prefix, module in model.named_modules():
         for name in svd_names(module):
@@ -88,9 +100,14 @@ def bake(model: nn.Module) -> nn.Module:
                 remove_svd(module, name)
             except ValueError as error:
                 kept[f"{prefix}.{name}".lstrip(".")] = str(error)
+    unreachable = compiled(model)
     replacements: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         if type(module) in PLAIN:
+            reason = "compiled by itself" if module in unreachable else _difference(module)
+            if reason is not None:
+                kept[name] = reason
+                continue
             _compute(module)
             try:
                 plain = PLAIN[type(module)](module)
@@ -105,17 +122,14 @@ def bake(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, layers) and not _is_below(name, kept):
             kept[name] = _reason(module)
-    if kept:
-        listed = "; ".join(f"{name or 'the model'} ({reason})" for name, reason in kept.items())
-        warnings.warn(f"not baked, kept as they are: {listed}", stacklevel=2)
-    return model
+    return model, kept
 
 
 @torch.enable_grad()
 def _compute(module: nn.Module) -> None:
     """Lets pruning and the like use the parameters as they are, not as of the last call."""
-    for hook in computing_hooks(module):
-        hook(module, ())
+    for part in module.modules():
+        compute_tensors(part)
 
 
 @torch.enable_grad()
@@ -123,6 +137,15 @@ def _carry_gradients(module: nn.Module, plain: nn.Module) -> None:
     """A dense weight is trained where one of its factors was."""
     for name, parameter in plain.named_parameters(recurse=False):
         parameter.requires_grad_(getattr(module, name).requires_grad)
+
+
+def _difference(layer: nn.Module) -> str | None:
+    """Why a layer computes more than its type does, None if it does not."""
+    for part in layer.modules():
+        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        if part is not layer and any(hook not in computing_hooks(part) for hook in hooks):
+            return f"its {type(part).__name__} has hooks"
+    return altered(layer)
 
 
 def _is_below(name: str, others: dict[str, str]) -> bool:

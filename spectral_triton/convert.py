@@ -24,7 +24,7 @@ from spectral_triton.linear import SVDLinear
 from spectral_triton.lstm import SpectralLSTM
 from spectral_triton.lstm_cell import SpectralLSTMCell
 from spectral_triton.parametrizations import svd_names
-from spectral_triton.replacement import carry_over, copy_model, replace_modules
+from spectral_triton.replacement import altered, carry_over, compiled, copy_model, replace_modules
 from spectral_triton.rnn import SpectralRNN
 from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.spectrum import Spectrum
@@ -82,16 +82,19 @@ def convert(
     ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells become :class:`SpectralRNN`,
     :class:`SpectralGRU`, :class:`SpectralLSTM` and cells. Of each weight U and V are kept and σ is
     clipped into the bounds; what else a layer has (biases, input weights, mode, dtype, device,
-    ``requires_grad``, hooks) is taken over. The report says how far every weight had to move. An
-    optimizer has to be made afterwards, see :func:`parameter_groups`.
+    ``requires_grad``, forward and backward hooks) is taken over. The report says how far every
+    weight had to move. An optimizer has to be made afterwards, see :func:`parameter_groups`.
 
     The default spectrum puts every σ within 1 % of 1, far from what a trained weight has, so most
     of it is lost: a wider one keeps more, ``SoftplusSpectrum()`` all but σ below 0.001.
 
     With fewer than min(m, n) reflectors a general weight cannot be written at all; ``too_few`` says
     what happens then. Left alone, with the reason in the report, are layers whose weight is shared
-    with another module (a tied embedding), is parametrized or computed by a hook, or has no value
-    yet, weights in SVD form already, and subclasses, which may compute something else.
+    with another module (a tied embedding), is parametrized, computed by a hook or complex, or has
+    no value yet, weights in SVD form already, and subclasses or layers that were given a forward or
+    members of their own, which may compute something else. Only registered submodules are found,
+    not those in a Python list. Convert first, then compile and wrap: what ``torch.compile`` was
+    given itself goes on with the layer it has seen.
 
     In ``nn.MultiheadAttention`` the output projection is converted, and both it and
     ``nn.TransformerEncoderLayer`` go on working, in their fast path for inference as well; they
@@ -120,7 +123,8 @@ def convert(
     Raises:
         TypeError: if an argument has the wrong type, or ``select`` a type that has no counterpart.
         ValueError: if an option is unknown, a weight is not finite, out of bounds with "raise", or
-            needs more reflectors, or the model to be copied is sharded by ``fully_shard``.
+            needs more reflectors, the model is wrapped in ``DistributedDataParallel``, which holds
+            its parameters, or is to be copied and sharded by ``fully_shard``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -138,12 +142,15 @@ def convert(
     check_choice("out_of_bounds", out_of_bounds, ("clip", "raise"))
     check_choice("too_few", too_few, ("raise", "reset", "skip"))
     resolve_spectrum(spectrum)
+    if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()):
+        raise ValueError("model is in DistributedDataParallel: convert its module, then wrap that")
     selected = _selector(select)
     if not inplace:
         model = copy_model(model)
     owners = Counter(
         id(p) for module in model.modules() for p in module._parameters.values() if p is not None
     )
+    unreachable = compiled(model)
     replacements: dict[nn.Module, nn.Module] = {}
     converted, skipped = [], []
     kinds = tuple(COUNTERPARTS)
@@ -154,6 +161,8 @@ def convert(
         if not isinstance(layer, kinds) or not selected(name, layer):
             continue
         reason = _obstacle(layer, owners)
+        if layer in unreachable:
+            reason = "compiled by itself: convert first, then compile"
         if reason is None:
             try:
                 new, was_reset = _build(layer, num_reflectors, spectrum, out_of_bounds, too_few)
@@ -231,8 +240,12 @@ def _obstacle(layer: Any, owners: Counter[int]) -> str | None:
     computed = [name for name, value in vars(layer).items() if isinstance(value, Tensor)]
     if computed:
         return f"pruned, or normalised by a hook: {', '.join(computed)}"
+    if reason := altered(layer):
+        return reason
     for name in _dense_names(layer):
         weight = layer._parameters[name]
+        if not weight.is_floating_point():
+            return f"{name} is of {weight.dtype}"
         if owners[id(weight)] > 1:
             return f"{name} is shared with another module"
         if weight.is_meta:

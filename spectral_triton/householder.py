@@ -233,7 +233,8 @@ def reflectors_from_orthogonal(q: Tensor) -> tuple[Tensor, Tensor]:
         )
     n, p = q.shape[-2:]
     work = q.to(full_precision(q.dtype))
-    gram = work.mT @ work
+    with without_autocast(q.device.type):
+        gram = work.mT @ work
     defect = (gram - torch.eye(p, dtype=work.dtype, device=q.device)).abs()
     tolerance = 30 * max(n, 1) ** 0.5 * torch.finfo(q.dtype).eps
     if not (defect <= tolerance).all():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.computed_tensors import compute_tensors
 from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.linear import SVDLinear
 from spectral_triton.mlp import SVDMLP
@@ -36,7 +37,9 @@ def lipschitz_constant(module: nn.Module, *, known: Known | None = None) -> Tens
       every product and sum: they are exact only where the layers stretch the same direction.
 
     The result is differentiable where σ or a weight is, for use as a penalty. It is computed in
-    the precision of the weights, and thus exact or a bound up to its rounding.
+    the precision of the weights, and thus exact or a bound up to its rounding. Weights that hooks
+    compute, as pruning does, are computed anew. Other forward hooks, and a ``forward`` assigned to
+    one module, are not looked into: what they do to inputs and outputs is not in the bound.
 
     Args:
         module: One layer or a network of layers that are known.
@@ -59,6 +62,8 @@ def lipschitz_constant(module: nn.Module, *, known: Known | None = None) -> Tens
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    for part in module.modules():
+        compute_tensors(part)
     return torch.as_tensor(_constant(module, "", known or {}))
 
 
@@ -69,7 +74,7 @@ def _constant(module: Any, name: str, known: Known) -> Constant:
             return _constant(module.module, name, known)
         if kind in known:
             rule = known[kind]
-            return rule(module) if callable(rule) else float(rule)
+            return _given(rule(module) if callable(rule) else rule)
         if kind in (nn.Sequential, SVDMLP):
             parts = [
                 _constant(part, f"{name}.{key}".lstrip("."), known)
@@ -89,6 +94,12 @@ def _constant(module: Any, name: str, known: Known) -> Constant:
     except _UnknownError as error:
         where = f"{name} ({kind.__name__})" if name else kind.__name__
         raise ValueError(f"no Lipschitz constant for {where}: {error}") from None
+
+
+def _given(constant: Any) -> Constant:
+    if not isinstance(constant, int | float | Tensor) or not constant >= 0:
+        raise _UnknownError(f"known gives {constant!r}, which is no number that is 0 or above")
+    return constant
 
 
 class _UnknownError(Exception):
@@ -123,7 +134,8 @@ def _conv_transpose(conv: Any) -> Tensor:
 
 
 def _each(setting: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
-    return (setting,) * dimensions if isinstance(setting, int) else tuple(setting)
+    given = (setting,) if isinstance(setting, int) else tuple(setting)
+    return given * dimensions if len(given) == 1 else given
 
 
 def _patches(pool: Any, dimensions: int) -> int:
@@ -234,10 +246,10 @@ RULES: dict[type[nn.Module], Callable[..., Constant]] = {
         if gelu.approximate == "tanh"
         else 0.5 * (1 + math.erf(1)) + math.exp(-1) / math.sqrt(math.pi)
     ),
-    nn.LeakyReLU: lambda relu: max(1.0, abs(relu.negative_slope)),
-    nn.RReLU: lambda relu: max(1.0, abs(relu.lower), abs(relu.upper)),
+    nn.LeakyReLU: lambda relu: float(max(1, abs(relu.negative_slope))),
+    nn.RReLU: lambda relu: float(max(1, abs(relu.lower), abs(relu.upper))),
     nn.PReLU: lambda relu: relu.weight.abs().amax().clamp(min=1.0),
-    nn.ELU: lambda elu: max(1.0, abs(elu.alpha)),
+    nn.ELU: lambda elu: float(max(1, abs(elu.alpha))),
     nn.CELU: _celu,
     nn.Softplus: _softplus,
 }

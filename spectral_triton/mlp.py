@@ -22,7 +22,7 @@ class SVDMLP(nn.Sequential):
     Between widths a ≠ b stands :class:`SVDLinear` and φ, between equal ones
     :class:`SVDResidualBlock`, in the end :class:`SVDLinear`. :func:`lipschitz_constant` tells what
     the whole can at most do to a distance: with the default spectra
-    :math:`1.01^{c} \cdot 1.5^{d}` for c linear layers and d blocks.
+    :math:`1.01^{c} \cdot 1.5^{d}` for c linear layers and d blocks with a 1-Lipschitz φ.
 
     Args:
         widths: Sizes of input, hidden layers and output, two at least.

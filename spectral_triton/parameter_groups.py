@@ -42,8 +42,8 @@ def parameter_groups(
     gradient descent turns a reflector of that length n - i times less than one of length one:
     give it a rate higher by as much.
 
-    By the usual convention biases and the gains of normalisation layers, parameters of fewer than
-    two dimensions, do not decay.
+    By the usual convention parameters of fewer than two dimensions, biases and gains, do not decay,
+    nor those of ``nn.LayerNorm`` and ``nn.RMSNorm`` of any shape.
 
     Reflectors and singular values are those of every :class:`SVDWeight`, alone or inside a layer,
     and of every tensor under ``parametrizations.svd``. Each parameter that requires a gradient
@@ -57,7 +57,7 @@ def parameter_groups(
         singular_values_lr: That of raw singular values; ``5 * lr`` if None.
         reflectors_lr: That of reflectors; ``lr`` if None.
         weight_decay: Decay of the rest.
-        decay_vectors: Lets parameters of fewer than two dimensions decay, too.
+        decay_vectors: Lets all of the rest decay.
 
     Returns:
         Dictionaries with ``params``, ``name``, ``lr`` and ``weight_decay``.
@@ -98,10 +98,16 @@ def parameter_groups(
         "rest_without_decay": (lr, 0.0),
     }
     kinds = _factor_kinds(model)
+    gains = {
+        id(gain)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        for gain in module.parameters()
+    }
     members: dict[str, list[Tensor]] = {name: [] for name in settings}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            decays = decay_vectors or parameter.dim() >= 2
+            decays = decay_vectors or (parameter.dim() >= 2 and id(parameter) not in gains)
             rest = "rest" if decays else "rest_without_decay"
             members[kinds.get(id(parameter), rest)].append(parameter)
     return [
@@ -117,7 +123,10 @@ def _factor_kinds(model: nn.Module) -> dict[int, str]:
     for module in model.modules():
         factors: list[tuple[Any, ...]] = []
         if isinstance(module, SVDWeight):
-            factors.append((module.left, module.right, module.raw_singular_values))
+            names = "left", "right", "raw_singular_values"
+            # Where pruning computes one of them the parameter has another name.
+            own = module._parameters
+            factors.append(tuple(own.get(f"{n}_orig", own.get(n)) for n in names))
         for name in svd_names(module):
             chains: Any = module.parametrizations
             originals = chains[name]

@@ -45,8 +45,8 @@ def svd(
     The parameters become the reflectors of U (``original0``), those of V (``original1``) and the
     raw singular values (``original2``, absent for a fixed spectrum). A tensor with more than two
     dimensions is the matrix flattened from dimension 1 on: for a convolution this bounds the norm
-    of the flattened kernel, not that of the convolution, which may be larger by the square root of
-    the kernel's area.
+    of the flattened kernel, not that of the convolution, which may be larger, with zero padding by
+    the square root of the kernel's area. A weight that is tied to another is so no longer.
 
     A weight within the bounds is kept. Otherwise its singular values are clipped, U and V are kept.
     With fewer than min(m, n) reflectors a general weight cannot be written at all: it is replaced

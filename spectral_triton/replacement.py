@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
+from spectral_triton.computed_tensors import computing_hooks
 from spectral_triton.parametrizations import release_flat_weights
 from spectral_triton.sharding import refuse_sharded
 
@@ -22,6 +23,12 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
     "_is_full_backward_hook",
+)
+
+
+# Parameters of torch's layers, the modules in their place, and what hooks compute them from.
+_OWN = re.compile(
+    r"(svd|weight|bias)(_(ih|hh|hr|modrelu)(_l\d+(_reverse)?)?)?(_orig|_mask|_[guv])?"
 )
 
 
@@ -57,14 +64,20 @@ def replace_modules(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]
     return replacements.get(root, root)
 
 
-def computing_hooks(module: nn.Module) -> list[Any]:
-    """The hooks that compute a tensor of the module before each call, as pruning does."""
-    found = []
-    for hook in module._forward_pre_hooks.values():
-        name = getattr(hook, "_tensor_name", getattr(hook, "name", ""))
-        if isinstance(vars(module).get(name), Tensor):
-            found.append(hook)
-    return found
+def compiled(root: nn.Module) -> set[nn.Module]:
+    """What ``torch.compile`` was given itself: its program goes on with the module it has seen."""
+    # By name, since importing the type takes a second.
+    wrappers = [m for m in root.modules() if type(m).__name__ == "OptimizedModule"]
+    return {part for wrapper in wrappers for part in wrapper.children()}
+
+
+def altered(layer: nn.Module) -> str | None:
+    """Why another layer in its place would not be the same, None where nothing is known."""
+    if "forward" in vars(layer):
+        return "its forward was replaced"
+    members = [*layer._parameters, *layer._buffers, *layer._modules]
+    more = [name for name in members if not _OWN.fullmatch(name)]
+    return f"it was given more than its type has: {', '.join(more)}" if more else None
 
 
 def carry_over(old: nn.Module, new: nn.Module) -> None:

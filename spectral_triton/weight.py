@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from spectral_triton import init as reflector_init
 from spectral_triton.cached import formed_once, is_cached
 from spectral_triton.cached_svd import CachedSVD
+from spectral_triton.computed_tensors import compute_tensors
 from spectral_triton.sharding import assign_, is_sharded
 from spectral_triton.spectrum import SigmoidSpectrum, Spectrum
 from spectral_triton.spectrum_record import SpectrumRecord
@@ -147,11 +148,14 @@ class SVDWeight(SpectrumRecord):
     @property
     def singular_values(self) -> Tensor:
         """σ of shape ([num_blocks,] p), unsorted and differentiable, float32 at least."""
+        compute_tensors(self)
         return spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
 
     @property
     def factors(self) -> HouseholderSVD:
         """W as an operator; outside :func:`cached` every access converts the raw σ̂ anew."""
+        # Most layers read the factors without a call.
+        compute_tensors(self)
         given = self.left, self.raw_singular_values, self.right, self.signs
         if not is_cached(*given):
             return self._factors()

@@ -176,6 +176,45 @@ def test_what_cannot_be_baked_is_named():
         assert torch.equal(baked[name](x), model[name](x))
 
 
+def test_what_computes_more_than_its_type_is_named():
+    model = nn.ModuleDict({name: SVDLinear(3, 3) for name in ("inner", "other", "more")})
+    model["inner"].svd.register_forward_hook(lambda module, inputs, output: 2 * output)
+    model["other"].forward = lambda x: 5 * x
+    model["more"].lora = nn.Parameter(torch.ones(3))
+    with pytest.warns(UserWarning, match="not baked") as record:
+        baked = bake(model)
+    text = str(record[0].message)
+    for part in (
+        "inner (its SVDWeight has hooks)",
+        "other (its forward was replaced)",
+        "more (it was given more than its type has: lora)",
+    ):
+        assert part in text
+    x = torch.randn(2, 3)
+    assert all(torch.equal(baked[name](x), model[name](x)) for name in model)
+
+
+def test_what_is_compiled_by_itself_is_named():
+    layer = SVDLinear(3, 3)
+    model = nn.Sequential(torch.compile(layer, backend="eager"), SVDLinear(3, 3))
+    with pytest.warns(UserWarning, match=r"not baked.*0\._orig_mod \(compiled by itself\)"):
+        baked = bake(model)
+    assert type(baked[1]) is nn.Linear
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(baked(x), model(x))
+    whole = torch.compile(nn.Sequential(SVDLinear(3, 3)), backend="eager")
+    perturb(whole)
+    torch.testing.assert_close(bake_silently(whole)(x), whole(x))
+
+
+def test_in_inference_mode():
+    layer, x = SVDLinear(3, 3), torch.randn(2, 3)
+    with torch.inference_mode():
+        plain = bake(layer)
+        torch.testing.assert_close(plain(x), layer(x))
+    assert not plain.weight.is_inference()
+
+
 def test_root_that_cannot_be_baked():
     with pytest.warns(UserWarning, match=r"the model \(nn\.RNN has"):
         assert type(bake(SpectralRNN(2, 2, nonlinearity="identity"))) is SpectralRNN
@@ -206,3 +245,12 @@ def test_what_is_pruned_is_baked_in(make, name, shape):
     assert getattr(plain, name).requires_grad
     assert not plain._forward_pre_hooks
     assert len(layer._forward_pre_hooks) == 1
+
+
+def test_pruned_factors_are_baked_in():
+    layer, x = SVDLinear(4, 4), torch.randn(5, 4)
+    prune.l1_unstructured(layer.svd, "left", 5)
+    layer(x)
+    with torch.no_grad():
+        layer.svd.left_orig.add_(torch.randn(4, 4))
+    torch.testing.assert_close(bake_silently(layer)(x), layer(x))

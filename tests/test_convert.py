@@ -130,6 +130,29 @@ def test_layers_in_svd_form_are_named():
     assert torch.equal(twice[0].weight, once[0].weight)
 
 
+def test_inside_of_a_compiled_model():
+    model = torch.compile(nn.Sequential(nn.Linear(3, 3)), backend="eager")
+    new, report = convert(model)
+    assert len(report.converted) == 1
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(new(x), new._orig_mod[0](x))
+
+
+def test_under_autocast():
+    linear = nn.Linear(4, 4, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer, _ = convert(linear, spectrum=SoftplusSpectrum())
+    torch.testing.assert_close(layer.weight, linear.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_holds_its_parameters_is_refused():
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="DistributedDataParallel: convert its module, then wrap"):
+        convert(wrapped, inplace=True)
+
+
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_what_is_skipped_and_why():
     class Mine(nn.Linear):
@@ -145,9 +168,16 @@ def test_what_is_skipped_and_why():
             "meta": nn.Linear(3, 3, device="meta"),
             "lazy": nn.LazyLinear(3),
             "empty": nn.Linear(0, 3),
+            "complex": nn.Linear(3, 3, dtype=torch.complex64),
+            "other": nn.Linear(3, 3),
+            "more": nn.Linear(3, 3),
+            "compiled": torch.compile(nn.Linear(3, 3), backend="eager"),
         }
     )
     model["tied"].weight = model["embedding"].weight
+    model["other"].forward = lambda x: 5 * x
+    model["more"].lora = nn.Parameter(torch.ones(3))
+    model["more"].register_buffer("mask", torch.ones(3))
     before = dict(model.named_modules())
     model, report = convert(model, inplace=True)
     assert report.converted == ()
@@ -160,6 +190,10 @@ def test_what_is_skipped_and_why():
         ("meta", "weight has no value yet, it is on the meta device"),
         ("lazy", "LazyLinear is a subclass that may compute something else"),
         ("empty", "weight is empty"),
+        ("complex", "weight is of torch.complex64"),
+        ("other", "its forward was replaced"),
+        ("more", "it was given more than its type has: lora, mask"),
+        ("compiled._orig_mod", "compiled by itself: convert first, then compile"),
     ]
 
 

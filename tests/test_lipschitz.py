@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune, weight_norm
 
 from spectral_triton import parametrizations
 from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
@@ -193,6 +194,44 @@ def test_constants_of_ones_own():
     assert lipschitz_constant(model, known={Doubled: lambda module: module.factor}) == 1.5
     # They go before those that are known.
     assert lipschitz_constant(nn.LayerNorm(3), known={nn.LayerNorm: 7.0}) == 7
+
+
+@pytest.mark.parametrize("constant", [-2, math.nan, None, lambda module: "3"])
+def test_constants_of_ones_own_are_numbers(constant):
+    with pytest.raises(ValueError, match=r"0 \(Doubled\): known gives .* no number that is 0 or"):
+        lipschitz_constant(nn.Sequential(Doubled()), known={Doubled: constant})
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d])
+@pytest.mark.parametrize("norm", [False, True])
+def test_weights_that_hooks_compute_are_those_of_the_next_call(kind, norm):
+    layer = kind(*(3, 3) if kind is nn.Linear else (3, 3, 1))
+    layer = weight_norm(layer) if norm else prune.l1_unstructured(layer, "weight", 2)
+    with torch.no_grad():
+        (layer.weight_g if norm else layer.weight_orig).mul_(10)
+    bound = lipschitz_constant(layer)
+    x, y = torch.randn(2, 1, 3, 1)
+    x, y = (x[..., 0], y[..., 0]) if kind is nn.Linear else (x, y)
+    layer(x)
+    assert torch.equal(bound, lipschitz_constant(layer))
+    torch.testing.assert_close(bound, torch.linalg.matrix_norm(layer.weight.flatten(1), 2))
+
+
+def test_pruned_singular_values_are_those_of_the_next_call():
+    layer = SVDLinear(3, 3, spectrum=SoftplusSpectrum())
+    prune.l1_unstructured(layer.svd, "raw_singular_values", 1)
+    layer.svd.raw_singular_values_orig.data.add_(10)
+    assert lipschitz_constant(layer) > 10
+
+
+def test_numbers_of_any_type_make_a_floating_constant():
+    for module in (nn.LeakyReLU(2), nn.ELU(2), nn.RReLU(1, 2)):
+        constant = lipschitz_constant(module)
+        assert constant == 2
+        assert constant.is_floating_point()
+    one, both = nn.MaxPool2d((2,), (1,)), nn.MaxPool2d(2, 1)
+    assert lipschitz_constant(one) == lipschitz_constant(both)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from spectral_triton import parametrizations
 from spectral_triton.linear import SVDLinear
@@ -116,6 +117,20 @@ def test_a_scheduler_keeps_the_ratio_of_the_rates():
     optimizer.step()
     scheduler.step()
     assert scheduler.get_last_lr() == [0.05, 0.25, 0.05]
+
+
+def test_gains_of_any_shape_do_not_decay():
+    groups = parameter_groups(nn.Sequential(nn.LayerNorm((2, 3)), nn.RMSNorm((2, 3))), 0.1)
+    assert [group["name"] for group in groups] == ["rest_without_decay"]
+
+
+def test_pruned_factors_stay_factors():
+    layer = SVDLinear(3, 3, bias=False)
+    for name in ("left", "right", "raw_singular_values"):
+        prune.identity(layer.svd, name)
+    groups = {group["name"]: group["params"] for group in parameter_groups(layer, 0.1)}
+    assert [len(groups[name]) for name in ("reflectors", "singular_values")] == [2, 1]
+    assert len(groups) == 2
 
 
 def test_nothing_to_train():

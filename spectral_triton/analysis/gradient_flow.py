@@ -40,7 +40,8 @@ def gradient_norms(
 
     Raises:
         TypeError: if ``inputs`` is not a real floating-point tensor.
-        ValueError: if ``inputs`` is not a batch of sequences, or ``encoder`` runs both ways.
+        ValueError: if ``inputs`` is not a batch of sequences, or ``encoder`` runs both ways, or
+            ``loss`` returns no scalar with a gradient.
 
     Example:
         >>> rnn = torch.nn.GRU(3, 8)
@@ -59,7 +60,10 @@ def gradient_norms(
     with evaluation_mode(encoder), torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         states, tops = _states(encoder, inputs, state)
         flat = [part for parts in states for part in parts] + tops
-        gradients = torch.autograd.grad(loss(torch.stack(tops)), flat, allow_unused=True)
+        value = loss(torch.stack(tops))
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise ValueError(f"loss must return a scalar with a gradient, got {value!r}")
+        gradients = torch.autograd.grad(value, flat, allow_unused=True)
     width = len(states[0])
     total = [_norm(gradients[width * t : width * (t + 1)]) for t in range(len(states))]
     direct = [_norm((gradient,)) for gradient in gradients[width * len(states) :]]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.computed_tensors import compute_tensors
 from spectral_triton.parametrizations import svd_blocks, svd_names, svd_singular_values
+from spectral_triton.replacement import copy_model
 from spectral_triton.sharding import gathered, original_type
 from spectral_triton.validation import full_precision
 from spectral_triton.weight import SVDWeight
@@ -39,6 +40,7 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, part in module.named_modules():
+        compute_tensors(part)
         if isinstance(part, SVDWeight):
             found |= _by_block(name or "weight", part.singular_values)
             continue
@@ -83,7 +85,7 @@ def spectra_of_checkpoints(
     """
     if not states:
         raise ValueError("states must not be empty")
-    twin, rows = copy.deepcopy(module), []
+    twin, rows = copy_model(module), []
     for state in states:
         twin.load_state_dict(state)
         rows.append(spectra(twin))

@@ -127,3 +127,11 @@ def test_frozen_weights():
 def test_refusals(network, inputs, error, match):
     with pytest.raises(error, match=match):
         gradient_norms(network, inputs, weigh)
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda h: h[-1], lambda h: h.detach().sum(), lambda h: h.sum().item()]
+)
+def test_a_loss_without_one_gradient_is_refused(loss):
+    with pytest.raises(ValueError, match="loss must return a scalar with a gradient, got"):
+        gradient_norms(nn.RNN(F, N), torch.zeros(T, B, F), loss)
