@@ -144,7 +144,9 @@ def blocks(unit_reflectors: Tensor, block_size: int) -> Tensor:
     if m * b != k:
         unit_reflectors = torch.nn.functional.pad(unit_reflectors, (0, 0, 0, m * b - k))
     # A view, not unflatten, whose Python takes as long as a small product.
-    return unit_reflectors.view(*unit_reflectors.shape[:-2], m, b, unit_reflectors.shape[-1])
+    return unit_reflectors.contiguous().view(
+        *unit_reflectors.shape[:-2], m, b, unit_reflectors.shape[-1]
+    )
 
 
 def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool) -> Tensor:

@@ -72,6 +72,8 @@ def factor_dense(
     k_u, k_v = resolve_num_reflectors(num_reflectors, *w.shape[-2:])
     u, sigma, vh = torch.linalg.svd(w.to(full_precision(w.dtype)), full_matrices=False)
     rtol = max(w.shape[-2:]) * torch.finfo(sigma.dtype).eps
+    if not sigma.isfinite().all():
+        raise ValueError(f"w must have singular values that {sigma.dtype} can hold")
     matters = sigma > rtol * sigma[..., :1]
     sides = (u, k_u), (vh.mT, k_v)
     if not all(k == sigma.shape[-1] or _suffices(q, k, matters) for q, k in sides):
@@ -88,8 +90,10 @@ def factor_dense(
     (left, left_signs, _), (right, right_signs, _) = (_columns(q, k) for q, k in sides)
     signs = left_signs * right_signs
     if bounds is not None:
-        # Backward error of the decomposition, relative to the norm.
-        sigma, signs = into_bounds(sigma, signs, bounds, out_of_bounds, rtol * sigma[..., :1])
+        # Errors of the matrix and of its decomposition, relative to the norm: a few more units in
+        # the last place where it was formed from factors, however small it is.
+        slack = max(16, *w.shape[-2:]) * torch.finfo(sigma.dtype).eps * sigma[..., :1]
+        sigma, signs = into_bounds(sigma, signs, bounds, out_of_bounds, slack)
     return _lengthened(left), sigma, _lengthened(right), signs
 
 
@@ -105,8 +109,8 @@ def into_bounds(
     signed = torch.where(flipped, -sigma, sigma)
     if out_of_bounds == "raise" and (_distance(signed, bounds) > slack).any():
         raise ValueError(
-            f"the matrix has singular values from {sigma.min().item():.6g} to "
-            f"{sigma.max().item():.6g}, outside the bounds {tuple(bounds)}; "
+            f"the matrix has singular values from {sigma.min().item():.9g} to "
+            f"{sigma.max().item():.9g}, outside the bounds {tuple(bounds)}; "
             "out_of_bounds='clip' moves them inside, in convert, set_dense_, set_spectrum_ and all "
             "that begins with from_"
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from spectral_triton import compact_wy, compact_wy_inplace, householder_op, wy_block
 from spectral_triton.backend import forced_backend, hand_on, may_launch
 from spectral_triton.flat_function import FlatFunction
-from spectral_triton.forward_mode import is_differentiated
+from spectral_triton.forward_mode import functions_serve, is_differentiated
 from spectral_triton.prepared_reflectors import (
     Prepared,
     is_one_block,
@@ -92,6 +92,8 @@ def _adjoint(
     grad_y: Tensor, reflectors: Tensor, prepared: Prepared, transpose: bool, triangular: bool
 ) -> Tensor:
     """The gradient for x alone: the product the other way."""
+    if not functions_serve():
+        return apply_plain(grad_y, reflectors, not transpose, triangular)
     v, t, _ = prepared
     if is_one_block(v, grad_y):
         if not is_differentiated():

@@ -66,7 +66,7 @@ def identity_(left: Tensor, right: Tensor, *, generator: Generator | None = None
     rectangular W is the identity in its leading p × p block and zero elsewhere. Where one side
     has more rows, these come in equal pairs, which cancel. An odd number of them leaves one row of
     zeros, without a gradient: no nonzero choice has W = I, because each reflector flips the sign of
-    the determinant.
+    the determinant. Rows after the first p, of which W has no use, are zero too.
 
     Args:
         left: Overwritten, shape ``(..., k_u, m)``.

@@ -16,6 +16,7 @@ from torch import Tensor
 def reflector(v: Tensor) -> Tensor:
     r"""H(v) = I - 2 v vᵀ / vᵀv for v of shape (..., n); the identity where v is zero."""
     is_zero = (v == 0).all(-1, keepdim=True)
+    v = v.masked_fill(is_zero, 0)  # Without a derivative of any order.
     scaled = v / v.detach().abs().amax(-1, keepdim=True).masked_fill(is_zero, 1)
     squared = (scaled * scaled).sum(-1, keepdim=True).masked_fill(is_zero, 1)
     outer = scaled.unsqueeze(-1) * (scaled / squared).unsqueeze(-2)

@@ -221,8 +221,11 @@ class SoftplusSpectrum(Spectrum):
 
     def __call__(self, raw: Tensor) -> Tensor:
         raw = _at_least_single("raw", raw)
-        # logaddexp, because F.softplus is off by 2e-9 above its threshold.
-        sigma = torch.logaddexp(raw, torch.zeros_like(raw)) + self.minimum
+        # logaddexp, because F.softplus is off by 2e-9 above its threshold. Further left it is e^raw
+        # to the last digit, and its own second derivative vanishes and becomes NaN.
+        left = raw.clamp_max(-40.0).exp()
+        right = torch.logaddexp(raw.clamp_min(-40.0), torch.zeros_like(raw))
+        sigma = torch.where(raw < -40.0, left, right) + self.minimum
         lower, _ = _bounds_in(self, sigma.dtype)
         return _kept_between(sigma, max(lower, torch.finfo(sigma.dtype).tiny), math.inf)
 
@@ -308,7 +311,15 @@ def _keep_single_bounds(spectrum: Spectrum) -> None:
 
 
 def _bounds_in(spectrum: Spectrum, dtype: torch.dtype) -> tuple[float, float]:
-    return spectrum.bounds if dtype == torch.float64 else spectrum._single_bounds  # type: ignore[attr-defined]
+    if dtype == torch.float64:
+        return spectrum.bounds
+    lower, upper = spectrum._single_bounds  # type: ignore[attr-defined]
+    if lower > upper:
+        raise ValueError(
+            f"no number of {dtype} lies within the bounds {spectrum.bounds}: use float64, or a "
+            "wider margin"
+        )
+    return lower, upper
 
 
 def _kept_between(sigma: Tensor, lower: float, upper: float) -> Tensor:

@@ -209,25 +209,12 @@ class HouseholderSVD(LowRankAlgebra):
             >>> torch.testing.assert_close(y[0], torch.tensor([1.0, 2.0]))
         """
         m, n = self.left.shape[-1], self.right.shape[-1]
-        self._check_precision("x", x)
-        if x.dim() < 1 or x.shape[-1] != n:
-            raise ValueError(
-                f"x must hold vectors of length {n} for a matrix of shape {tuple(self.shape)}, "
-                f"got x of shape {tuple(x.shape)}"
-            )
+        rows, batch = self._vectors(x)
         if bias is not None:
             self._check_precision("bias", bias)
             if bias.shape != (m,):
                 raise ValueError(f"bias must have shape (m,) = ({m},), got {tuple(bias.shape)}")
             bias = gathered(bias).to(self.dtype)
-        rows = x.unsqueeze(0) if x.dim() == 1 else x
-        try:
-            batch = broadcast_batch(rows.shape[:-2], self._batch)
-        except RuntimeError:
-            raise ValueError(
-                f"batch dimensions of x of shape {tuple(x.shape)} must broadcast with those of a "
-                f"matrix of shape {tuple(self.shape)}"
-            ) from None
         num_vectors = rows.shape[-2] * math.prod(batch) / max(math.prod(self._batch), 1)
         with without_autocast(x.device.type):
             y = rows.to(self.dtype)
@@ -251,6 +238,24 @@ class HouseholderSVD(LowRankAlgebra):
             if bias is not None:
                 y = y + bias
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
+
+    def _vectors(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        """x as rows (..., B, n), and the batch dimensions of a product with them."""
+        self._check_precision("x", x)
+        n = self.right.shape[-1]
+        if x.dim() < 1 or x.shape[-1] != n:
+            raise ValueError(
+                f"x must hold vectors of length {n} for a matrix of shape {tuple(self.shape)}, "
+                f"got x of shape {tuple(x.shape)}"
+            )
+        rows = x.unsqueeze(0) if x.dim() == 1 else x
+        try:
+            return rows, broadcast_batch(rows.shape[:-2], self._batch)
+        except RuntimeError:
+            raise ValueError(
+                f"batch dimensions of x of shape {tuple(x.shape)} must broadcast with those of a "
+                f"matrix of shape {tuple(self.shape)}"
+            ) from None
 
     def _check_precision(self, name: str, x: Tensor) -> None:
         check_floating(name, x)

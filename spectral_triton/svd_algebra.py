@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from spectral_triton.validation import (
-    check_floating,
     check_number,
     is_integer,
 )
@@ -52,6 +51,9 @@ class SVDAlgebra(ABC):
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
         """W x for every vector along the last dimension."""
+
+    @abstractmethod
+    def _vectors(self, x: Tensor) -> tuple[Tensor, torch.Size]: ...
 
     @abstractmethod
     def __matmul__(self, x: Tensor) -> Tensor: ...
@@ -175,7 +177,9 @@ class SVDAlgebra(ABC):
                 f"power must be positive for a matrix with m < n, shape {tuple(self.shape)}, whose "
                 f"WᵀW is singular, got {power}"
             )
-        sigma = self.singular_values.abs().pow(2 * power)
+        # Of an even power no absolute value, which has no second derivative at zero.
+        sigma = self.singular_values if float(power).is_integer() else self.singular_values.abs()
+        sigma = sigma.pow(2 * power)
         sigma = torch.nn.functional.pad(sigma, (0, n - sigma.shape[-1])).expand(*self._batch, n)
         return self._make(self.right, sigma, self.right, None)
 
@@ -200,12 +204,13 @@ class SVDAlgebra(ABC):
         signs = torch.where(self.singular_values < 0, -1, 1).to(self.dtype)
         return self._with(self.left, signs, self.right), self.gram(0.5)
 
-    def apply_power(self, x: Tensor, exponent: int) -> Tensor:
+    def apply_power(self, x: Tensor, exponent: int, *, check_errors: bool = True) -> Tensor:
         r""":math:`W^p x` for a square W, by p products, or by p with the inverse where p < 0.
 
         Args:
             x: Shape ``(..., n)``, as in :meth:`apply`; rounded to its dtype once, at the end.
             exponent: The integer p.
+            check_errors: As in :meth:`solve`, where p < 0.
 
         Raises:
             TypeError: if ``exponent`` is not an int, or ``x`` not floating point.
@@ -218,16 +223,13 @@ class SVDAlgebra(ABC):
             >>> torch.testing.assert_close(y, torch.tensor([1.0, 8.0]))
         """
         self._check_square("apply_power")
-        check_floating("x", x)
         if not is_integer(exponent):
             raise TypeError(f"exponent must be an int, got {exponent!r}")
-        n = self.shape[-1]
-        if x.dim() < 1 or x.shape[-1] != n:
-            raise ValueError(f"x must hold vectors of length {n}, got shape {tuple(x.shape)}")
-        factors: SVDAlgebra = self if exponent >= 0 else self.inverse()
-        y = x.to(self.dtype) if x.dtype.itemsize == 2 else x
-        # A column for each matrix, since one vector becomes as many as there are matrices.
-        y = y.expand(*self._batch, *x.shape).unsqueeze(-2) if x.dim() == 1 else y
+        rows, batch = self._vectors(x)
+        factors: SVDAlgebra = self if exponent >= 0 else self.inverse(check_errors=check_errors)
+        y = rows.to(self.dtype)
+        if exponent == 0:
+            y = y.expand(*batch, *rows.shape[-2:]).clone()
         for _ in range(abs(exponent)):
             y = factors.apply(y)
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)

@@ -55,6 +55,8 @@ def _raw(sigma: Tensor, spectrum: Spectrum, out_of_bounds: str) -> Tensor | None
         inset = 1e-3 * (upper - lower if len(finite) == 2 else max([1.0, *finite]))
     else:
         inset = torch.finfo(sigma.dtype).eps * max(finite, default=0.0)
+        # A band narrower than that has a center still.
+        inset = min(inset, (upper - lower) / 4)
     inside = sigma.double().clamp(lower + inset, upper - inset)
     return spectrum.inverse(inside).to(sigma.dtype)
 

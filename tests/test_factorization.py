@@ -8,6 +8,8 @@ import torch
 from spectral_triton import reference
 from spectral_triton.factorization import TooFewReflectorsError, factor_dense
 from spectral_triton.init import usual_length
+from spectral_triton.spectrum import FixedSpectrum
+from spectral_triton.weight import SVDWeight
 
 
 def rebuilt(left, sigma, right, signs):
@@ -104,3 +106,17 @@ def test_bad_input_is_named():
         factor_dense(torch.full((2, 2), float("inf")))
     with pytest.raises(TypeError, match=r"w must be .*int64"):
         factor_dense(torch.ones(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 30])
+@pytest.mark.parametrize("value", [1.0, 0.1, 1.3])
+def test_a_matrix_formed_from_factors_is_within_their_bounds(n, value):
+    options = {"spectrum": FixedSpectrum(value), "dtype": torch.float32}
+    for _ in range(20):
+        w = SVDWeight(n, n, **options).to_dense()
+        torch.testing.assert_close(SVDWeight(n, n, **options).set_dense_(w).to_dense(), w)
+
+
+def test_singular_values_that_cannot_be_held_are_refused():
+    with pytest.raises(ValueError, match=r"singular values that torch\.float32 can hold"):
+        factor_dense(torch.full((3, 3), 3e38, dtype=torch.float32))

@@ -416,3 +416,18 @@ def test_exports_with_any_number_of_vectors(triangular):
         x = torch.randn(size, 6)
         expected = reference.apply_reflectors(x, v.triu() if triangular else v)
         torch.testing.assert_close(program(x, v), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("triangular", [False, True])
+def test_strides_of_several_blocks_do_not_matter(triangular):
+    x, given = torch.randn(2, 3, 250), torch.randn(200, 2, 250)
+    given[1, 0] = 0
+    loose = given.transpose(0, 1).requires_grad_()
+    tight = given.transpose(0, 1).contiguous().requires_grad_()
+    weights = torch.randn(2, 3, 250)
+    for call in (
+        lambda v: apply_reflectors(x, v, triangular=triangular) * weights,
+        lambda v: householder_product(v, 3, triangular=triangular).mT * weights,
+    ):
+        ours, expected = (torch.autograd.grad(call(v).sum(), v)[0] for v in (loose, tight))
+        close(ours, expected)

@@ -14,6 +14,7 @@ from spectral_triton.householder_function import (
     apply_factors,
 )
 from spectral_triton.prepared_reflectors import prepare, prepare_product
+from spectral_triton.svd import HouseholderSVD
 
 FLAGS = list(itertools.product([False, True], repeat=2))
 
@@ -393,3 +394,17 @@ def test_reflectors_nearly_parallel_lose_little(spread, triangular):
         expected = gradients(lambda *a, f=exact: f(*a, triangular=triangular), *wide)
         for a, e in zip(actual, expected, strict=True):
             assert (a - e).abs().max() <= 5e-4 * e.abs().max()
+
+
+@pytest.mark.parametrize("num_vectors", [1, 4, 40])
+def test_forward_mode_of_a_gradient_of_x_alone(num_vectors):
+    v, x, g = torch.randn(3, 6), torch.randn(num_vectors, 6), torch.randn(num_vectors, 6)
+    # The forward pass ran before forward mode began, as in a Gauss-Newton product.
+    _, pull = torch.func.vjp(lambda x: apply_reflectors(x, v), x)
+    value, tangent = torch.func.jvp(lambda g: pull(g)[0], (g,), (g,))
+    close(value, apply_reflectors(g, v, transpose=True))
+    close(tangent, value)
+    _, left, sigma, right, _ = factors(6, 6, 2, 3)
+    _, pull = torch.func.vjp(lambda x: HouseholderSVD(left, sigma, right).apply(x), x)
+    _, tangent = torch.func.jvp(lambda g: pull(g)[0], (g,), (g,))
+    close(tangent, g @ HouseholderSVD(left, sigma, right).to_dense())

@@ -125,3 +125,12 @@ def test_recurrence_is_that_of_torch(nonlinearity, reverse):
     sizes = packed.batch_sizes.tolist()
     actual = reference.packed_recurrence(packed.data, h0, sizes, weight, **options)
     close(actual, run(packed, h0).detach())
+
+
+def test_zero_reflector_has_no_derivative_of_any_order():
+    v = torch.randn(2, 4)
+    v[0] = 0
+    hessian = torch.func.hessian(lambda v: (reference.householder_product(v) ** 3).sum())(v)
+    assert (hessian[0] == 0).all()
+    assert (hessian[:, :, 0] == 0).all()
+    assert (hessian[1, :, 1] != 0).any()

@@ -225,3 +225,29 @@ def test_compiles_without_a_graph_break(spectrum, dynamic):
     raw = torch.linspace(-3, 3, 5, dtype=torch.float32)
     compiled = torch.compile(spectrum.__call__, backend="eager", fullgraph=True, dynamic=dynamic)
     torch.testing.assert_close(compiled(raw), spectrum(raw), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_has_second_derivatives_as_far_as_it_has_values(dtype):
+    raw = torch.tensor([-700.0, -100.0, -60.0, -41.0, -39.0, -5.0, 0.0, 9.0], dtype=dtype)
+    if dtype is torch.float32:
+        raw = raw.clamp_min(-80)
+    raw.requires_grad_()
+    first = torch.autograd.grad(SoftplusSpectrum()(raw).sum(), raw, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), raw)[0]
+    exact = raw.detach().double()
+    slope = torch.sigmoid(exact)
+    torch.testing.assert_close(first.detach().double(), slope, rtol=1e-6, atol=0)
+    expected = slope * torch.sigmoid(-exact)
+    torch.testing.assert_close(second.double(), expected, rtol=1e-6, atol=0)
+    far = torch.tensor([-1e4], dtype=dtype, requires_grad=True)
+    first = torch.autograd.grad(SoftplusSpectrum()(far).sum(), far, create_graph=True)[0]
+    assert torch.autograd.grad(first.sum(), far)[0] == 0
+
+
+def test_a_band_without_a_number_is_refused():
+    spectrum = SigmoidSpectrum(center=0.1, margin=1e-10)
+    with pytest.raises(ValueError, match=r"no number of torch\.float32 lies within the bounds"):
+        spectrum(torch.zeros(1, dtype=torch.float32))
+    lower, upper = spectrum.bounds
+    assert lower <= spectrum(torch.zeros(1)).item() <= upper

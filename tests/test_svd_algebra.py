@@ -171,3 +171,39 @@ def test_powers_round_once():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call(factored(4, 3))
+
+
+@pytest.mark.parametrize("power", [1, 2, 3.0])
+def test_gram_has_second_derivatives_at_zero(power):
+    left, right = torch.randn(3, 4), torch.randn(3, 3)
+    sigma = torch.tensor([1.0, 0.0, -2.0])
+
+    def trace(sigma):
+        return HouseholderSVD(left, sigma, right).gram(power).to_dense().diagonal().sum()
+
+    expected = 2 * power * (2 * power - 1) * sigma ** (2 * power - 2)
+    close(torch.func.hessian(trace)(sigma), expected.diag())
+
+
+def test_no_power_is_a_product_like_the_others():
+    factors = HouseholderSVD(torch.randn(5, 2, 3), torch.ones(3), torch.randn(2, 3))
+    for x in (torch.randn(3), torch.randn(4, 3), torch.randn(2, 1, 4, 3)):
+        y = factors.apply_power(x, 0)
+        assert y.shape == factors.apply_power(x, 1).shape
+        assert torch.equal(y, x.expand_as(y) if x.dim() > 1 else x.expand(5, 3))
+    x = torch.randn(4, 3)
+    single = HouseholderSVD(torch.randn(2, 3), torch.ones(3), torch.randn(2, 3))
+    assert single.apply_power(x, 0).data_ptr() != x.data_ptr()
+    with pytest.raises(TypeError, match="x must have the dtype of the factors"):
+        single.apply_power(x.float(), 0)
+
+
+def test_inverse_powers_under_vmap():
+    left, sigma, right = torch.randn(5, 2, 3), torch.rand(5, 3) + 0.5, torch.randn(2, 3)
+
+    def power(left, sigma, x):
+        return HouseholderSVD(left, sigma, right).apply_power(x, -2, check_errors=False)
+
+    x = torch.randn(5, 4, 3)
+    expected = HouseholderSVD(left, sigma, right).apply_power(x, -2)
+    close(torch.func.vmap(power)(left, sigma, x), expected)

@@ -450,3 +450,9 @@ def test_says_what_it_is():
     )
     text = repr(SVDWeight(3, 5, spectrum=FixedSpectrum(), num_blocks=2))
     assert text.endswith("spectrum=FixedSpectrum(value=1.0), num_blocks=2)")
+
+
+def test_a_band_narrower_than_rounding_takes_its_center():
+    weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(1.0, 5e-8), dtype=torch.float32)
+    weight.set_dense_(torch.eye(3, dtype=torch.float32))
+    torch.testing.assert_close(weight.to_dense(), torch.eye(3, dtype=torch.float32))
