@@ -20,6 +20,8 @@ from spectral_triton.validation import full_precision
 OPS = ("apply_reflectors", "folded_recurrence", "dense_recurrence")
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Once: torch.compile of PyTorch 2.11 refuses to trace the search.
+_TRITON = importlib.util.find_spec("triton") is not None
 _forced: ContextVar[str | None] = ContextVar("spectral_triton_backend", default=None)
 
 
@@ -228,9 +230,8 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@functools.lru_cache
 def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON
 
 
 def _no_triton() -> str | None:
@@ -255,7 +256,8 @@ def _no_kernels_on(device: torch.device) -> str | None:
 def _failure_on(index: int) -> str | None:
     """Builds and launches the smallest kernel once: a missing compiler or an old GPU shows here.
 
-    A full memory passes: it raises, and is not kept as a reason.
+    A full memory, or a graph capture that does not let a module be loaded, passes: it raises, and
+    is not kept as a reason.
     """
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (7, 5):
         return "compute capability below 7.5"
@@ -267,5 +269,7 @@ def _failure_on(index: int) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if "out of memory" in str(error) or torch.cuda.is_current_stream_capturing():
+            raise
         return f"Triton fails to build or launch a kernel: {type(error).__name__}: {error}"
     return None

@@ -90,6 +90,8 @@ def may_be_looked_at(rows: Tensor) -> bool:
 def _has_squares(rows: Tensor, length: Tensor) -> bool:
     """Whether squares of the rows are known to be in range; makes the length of zero rows inf."""
     limits = torch.finfo(rows.dtype)
+    if length.numel() == 0:
+        return True
     try:
         least, most = (bound.item() for bound in length.aminmax())
         if least == 0:

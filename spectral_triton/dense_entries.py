@@ -44,4 +44,6 @@ def factor_dense_entries(
         del state_dict[key]
     if failures:
         errors += failures
-        state_dict.update((f"{prefix}{entry}", a) for entry, a in module.state_dict().items())
+        # The parameters themselves: with assign=True an optimizer would lose others.
+        own = module.state_dict(keep_vars=True)
+        state_dict.update((f"{prefix}{entry}", a) for entry, a in own.items())

@@ -29,7 +29,8 @@ def run_fused(
         raise ValueError(f"input must have at least one step, got shape {tuple(x.shape)}")
     given = result_dtype(x)
     with without_autocast(x.device.type):
-        dtype = full_precision(x.dtype, layer.weight_ih_l0.dtype)
+        factors = layer.svd_weight().left.dtype
+        dtype = full_precision(x.dtype, layer.weight_ih_l0.dtype, factors)
         weights = _dense_weights(layer, dtype)
         if x.device.type == "cuda":
             weights = in_one_chunk(weights)

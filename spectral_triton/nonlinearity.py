@@ -42,10 +42,11 @@ def derivative(grad: Tensor, y: Tensor, nonlinearity: str, slope: float) -> Tens
     if nonlinearity == "tanh":
         return grad * (1 - y * y)
     if nonlinearity == "relu":
-        return grad * (y > 0)
+        # Not a product, which of an infinite gradient would be NaN.
+        return torch.where(y > 0, grad, 0)
     if nonlinearity == "leaky_relu":
         return torch.where(y > 0, grad, slope * grad)
-    return grad * (y != 0) if nonlinearity == "modrelu" else grad
+    return torch.where(y != 0, grad, 0) if nonlinearity == "modrelu" else grad
 
 
 def activation_(nonlinearity: str, slope: float, bias: Tensor | None) -> Callable[[Tensor], object]:
@@ -70,5 +71,5 @@ def derivative_(nonlinearity: str, slope: float) -> Callable[[Tensor, Tensor], o
     if nonlinearity == "leaky_relu":
         return lambda grad, y: _leaky_relu_backward(grad, y, slope, True, grad_input=grad)
     if nonlinearity == "modrelu":
-        return lambda grad, y: grad.mul_(y != 0)
+        return lambda grad, y: grad.masked_fill_(y == 0, 0)
     return lambda grad, y: None

@@ -46,6 +46,13 @@ class RecurrentCell(RecurrentModule):
         """The dense transition matrix, (n, n), or (gates * n, n) with the gates stacked."""
         return self._dense("")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight_hh":
+            raise AttributeError(
+                "weight_hh is made of factors and cannot be set: use svd_hh.set_dense_(w)"
+            )
+        super().__setattr__(name, value)
+
     @property
     def factors(self) -> HouseholderSVD:
         """The transition matrix, or the stack of one per gate, as an operator."""
@@ -88,7 +95,7 @@ class RecurrentCell(RecurrentModule):
         """
         check_input_dtype(x, self.weight_ih)
         with without_autocast(x.device.type):
-            dtype = full_precision(x.dtype, self.weight_ih.dtype)
+            dtype = self._dtype(x)
             biases = [plain_tensor(self, name) for name in BIASES]
             b_ih, b_hh = (None if b is None else b.to(dtype) for b in biases)
             of_input = nn.functional.linear(x.to(dtype), self.weight_ih.to(dtype), b_ih)
@@ -100,6 +107,10 @@ class RecurrentCell(RecurrentModule):
                 of_state,
                 carried.to(dtype),
             )
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        factors = self._svd_weight("").left.dtype
+        return full_precision(x.dtype, self.weight_ih.dtype, factors)
 
     def _steps_at_once(self) -> bool:
         """Whether a step goes to torch's function, with a W_hh that is kept."""
@@ -119,7 +130,7 @@ class RecurrentCell(RecurrentModule):
         """What torch's function for one step returns, with the dense W_hh."""
         check_input_dtype(x, self.weight_ih)
         with without_autocast(x.device.type):
-            dtype = full_precision(x.dtype, self.weight_ih.dtype)
+            dtype = self._dtype(x)
             weights = self.weight_ih, self.weight_hh, *(plain_tensor(self, b) for b in BIASES)
             weights = tuple(None if a is None else a.to(dtype) for a in weights)
             given = [state.to(dtype) for state in states]

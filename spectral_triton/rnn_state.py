@@ -28,10 +28,28 @@ def check_input(input: Tensor | PackedSequence, input_size: int, batch_first: bo
             f"input must be {expected} with input_size = {input_size}, got {tuple(x.shape)}"
         )
     if isinstance(input, PackedSequence):
+        _check_batch_sizes(input.batch_sizes, len(x))
         return x
     if x.dim() == 2:
         return x.unsqueeze(1)
     return x.transpose(0, 1) if batch_first else x
+
+
+def _check_batch_sizes(batch_sizes: Tensor, rows: int) -> None:
+    """Raises unless they are those of so many rows, which nn.utils.rnn.pack_* takes care of."""
+    # Not of a program that is traced, which may not look at numbers.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    if len(batch_sizes) == 0 or (batch_sizes.diff() > 0).any() or batch_sizes[-1] < 1:
+        raise ValueError(
+            "batch_sizes of a PackedSequence must be positive and never rise, "
+            f"got {batch_sizes.tolist()}"
+        )
+    if int(batch_sizes.sum()) != rows:
+        raise ValueError(
+            f"input must have a row for each of the {int(batch_sizes.sum())} steps in batch_sizes "
+            f"of the PackedSequence, got {rows}"
+        )
 
 
 def initial_state(

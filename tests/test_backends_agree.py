@@ -68,10 +68,10 @@ def test_packed_bidirectional_rnn(k):
     torch.testing.assert_close(*_both(run, [padded, *rnn.parameters()]))
 
 
-@pytest.mark.parametrize("bias", [torch.randn(70, 2)[:, 0], torch.full((1,), 0.1).expand(70)])
-def test_bias_of_any_strides(bias):
+@pytest.mark.parametrize("stride", [2, 0])
+def test_bias_of_any_strides(stride):
     rnn = SpectralRNN(3, 70, nonlinearity="modrelu", num_reflectors=2, dtype=torch.float64)
-    bias = bias.to(rnn.weight_ih_l0.device, torch.float64)
+    bias = torch.randn(140).as_strided((70,), (stride,))
     x = torch.randn(5, 2, 3)
 
     def run():

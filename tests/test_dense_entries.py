@@ -55,3 +55,12 @@ def test_a_matrix_of_fewer_reflectors_is_said_not_to_be_recovered():
     dense = {"linear.weight": model["linear"].weight, "linear.bias": model["linear"].bias}
     with pytest.raises(RuntimeError, match="fewer have made they cannot be recovered"):
         model.load_state_dict(dense)
+
+
+def test_what_cannot_be_assigned_leaves_the_parameters_themselves():
+    rnn = SpectralRNN(3, 4)
+    before = dict(rnn.named_parameters())
+    with pytest.raises(RuntimeError, match="outside the bounds"):
+        rnn.load_state_dict(nn.RNN(3, 4).state_dict(), assign=True)
+    after = dict(rnn.named_parameters())
+    assert all(after[name] is parameter for name, parameter in before.items())

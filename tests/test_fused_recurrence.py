@@ -265,3 +265,36 @@ def test_cudnn_is_kept_from_tf32_for_the_call_only():
                 assert settings.fp32_precision == value
         finally:
             settings.fp32_precision = before
+
+
+@pytest.mark.gpu
+@every_layer
+@pytest.mark.parametrize("mode", MODES)
+def test_cudnn_gives_what_the_cpu_gives(name, mode):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    num_layers, bidirectional, bias = mode
+    options = {"num_layers": num_layers, "bidirectional": bidirectional, "bias": bias}
+    layer = make(name, 3, 5, **options)
+    x, results = torch.randn(4, 2, 3), []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        layer = layer.to(device, dtype)
+        given = x.to(device, dtype).requires_grad_()
+        y = layer(given)[0]
+        inputs = [given, *layer.parameters()]
+        grads = torch.autograd.grad((y * y.detach().cos()).sum(), inputs)
+        results.append([a.double().cpu() for a in (y, *grads)])
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
+    # Backward cuDNN has its own precision, TF32.
+    torch.testing.assert_close(results[1][1:], results[0][1:], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_factors_of_a_wider_dtype(name):
+    layer = make(name, dtype=torch.float32)
+    layer.svd_weight().double()
+    x = torch.randn(4, 2, 3, dtype=torch.float32)
+    y = layer(x)[0]
+    assert y.dtype == torch.float32
+    # Rounded once: that is what the whole layer in the wider dtype gives.
+    assert torch.equal(y, layer.double()(x.double())[0].float())

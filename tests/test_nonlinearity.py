@@ -68,3 +68,14 @@ def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         check_nonlinearity(*arguments)
     check_nonlinearity("leaky_relu", 0)
+
+
+@pytest.mark.parametrize("nonlinearity", ["relu", "modrelu"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_infinite_gradient_of_what_is_off_is_zero(nonlinearity, in_place):
+    y, grad = torch.tensor([0.0, 1.0]), torch.tensor([torch.inf, torch.inf])
+    if in_place:
+        derivative_(nonlinearity, 0.0)(grad, y)
+    else:
+        grad = derivative(grad, y, nonlinearity, 0.0)
+    assert grad.tolist() == [0, torch.inf]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from spectral_triton import HouseholderSVD, SpectralRNN, spectral_recurrence
+from spectral_triton import HouseholderSVD, SpectralRNN, SpectralRNNCell, spectral_recurrence
 
 
 def _factors(n, k, dtype=torch.float64):
@@ -55,3 +55,18 @@ def test_an_ensemble_of_weights(n, k):
     outputs = [model(x) for model in models]
     torch.testing.assert_close(mapped, torch.stack([output for output, _ in outputs]))
     torch.testing.assert_close(last, torch.stack([h_n for _, h_n in outputs]))
+
+
+@pytest.mark.parametrize("kind", [SpectralRNN, SpectralRNNCell])
+def test_ensembles_without_reflectors(kind):
+    modules = [kind(2, 65, num_reflectors=0) for _ in range(2)]
+    stacked = stack_module_state(modules)
+    x = torch.randn(3, 2, 2) if kind is SpectralRNN else torch.randn(3, 2)
+    y = vmap(lambda *state: functional_call(modules[0], state, (x,)))(*stacked)
+    expected = [module(x) for module in modules]
+    for mine, theirs in zip(
+        (y if isinstance(y, tuple) else (y,)),
+        zip(*[e if isinstance(e, tuple) else (e,) for e in expected], strict=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, torch.stack(theirs), rtol=0, atol=1e-12)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from spectral_triton.cached import cached
 from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.lstm_cell import SpectralLSTMCell
+from spectral_triton.rnn_cell import SpectralRNNCell
 from spectral_triton.spectrum import SoftplusSpectrum
 
 CELLS = {"lstm": (SpectralLSTMCell, nn.LSTMCell), "gru": (SpectralGRUCell, nn.GRUCell)}
@@ -148,3 +150,25 @@ def test_conversion_names_what_it_cannot(name):
         make(expected(3, 5))
     clipped = make(expected(3, 5), out_of_bounds="clip")
     assert ((clipped.singular_values - 1).abs() <= 0.01).all()
+
+
+@pytest.mark.parametrize("kind", [SpectralRNNCell, SpectralGRUCell, SpectralLSTMCell])
+def test_factors_of_a_wider_dtype(kind):
+    cell = kind(3, 4, dtype=torch.float32)
+    cell.svd_hh.double()
+    x = torch.randn(2, 3, dtype=torch.float32)
+
+    def step():
+        y = cell(x)
+        return y[0] if isinstance(y, tuple) else y
+
+    y = step()
+    assert y.dtype == torch.float32
+    with torch.no_grad(), cached():
+        torch.testing.assert_close(step(), y)
+
+
+@pytest.mark.parametrize("kind", [SpectralRNNCell, SpectralGRUCell, SpectralLSTMCell])
+def test_the_dense_weight_cannot_be_set(kind):
+    with pytest.raises(AttributeError, match=r"made of factors .* svd_hh\.set_dense_"):
+        kind(3, 4).weight_hh = nn.Parameter(torch.eye(4))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from spectral_triton import SpectralRNN
+from spectral_triton import SpectralGRU, SpectralLSTM, SpectralRNN
 from spectral_triton.rnn_state import check_input, initial_state
 
 
@@ -120,3 +120,20 @@ def test_bad_layer_is_named():
         own.singular_values(0, reverse=True)
     with pytest.raises(AttributeError, match="weight_hh_l2"):
         _ = own.weight_hh_l2
+
+
+@pytest.mark.parametrize("layer", [SpectralRNN(3, 4), SpectralLSTM(3, 4), SpectralGRU(3, 4)])
+@pytest.mark.parametrize(
+    ("rows", "sizes", "message"),
+    [
+        (9, [2, 2, 1], "a row for each of the 5 steps in batch_sizes .* got 9"),
+        (4, [2, 2, 1], "a row for each of the 5 steps in batch_sizes .* got 4"),
+        (5, [2, 1, 2], r"must be positive and never rise, got \[2, 1, 2\]"),
+        (3, [2, 1, 0], "must be positive and never rise"),
+        (0, [], "must be positive and never rise"),
+    ],
+)
+def test_packed_rows_that_do_not_fit_are_refused(layer, rows, sizes, message):
+    packed = PackedSequence(torch.randn(rows, 3), torch.tensor(sizes, dtype=torch.int64))
+    with pytest.raises(ValueError, match=message):
+        layer.double()(packed)

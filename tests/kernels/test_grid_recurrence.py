@@ -179,10 +179,12 @@ def test_states_of_another_dtype_are_rejected(device):
 
 def check_cooperative(problem, dtype, device, assert_accurate):
     """Hundreds of barriers: a state read too early would differ from a launch for each step."""
-    problem.check("grid", dtype, device, assert_accurate, True)
+    # A contraction: else the steps amplify roundings, also those of the oracle.
+    problem.scale, problem.p = problem.scale / 2, problem.p / 2
     runs = [problem.kernels("grid", dtype, device, form) for form in (True, True, True, False)]
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    problem.check("grid", dtype, device, assert_accurate, True)
 
 
 @pytest.mark.gpu
