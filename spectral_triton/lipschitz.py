@@ -39,7 +39,8 @@ def lipschitz_constant(module: nn.Module, *, known: Known | None = None) -> Tens
     The result is differentiable where σ or a weight is, for use as a penalty. It is computed in
     the precision of the weights, and thus exact or a bound up to its rounding. Weights that hooks
     compute, as pruning does, are computed anew. Other forward hooks, and a ``forward`` assigned to
-    one module, are not looked into: what they do to inputs and outputs is not in the bound.
+    one module, are not looked into: what they do to inputs and outputs is not in the bound. To read
+    a weight of torch's ``spectral_norm`` in training mode takes a step of its iteration.
 
     Args:
         module: One layer or a network of layers that are known.

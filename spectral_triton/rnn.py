@@ -62,7 +62,9 @@ class SpectralRNN(RecurrentLayer):
     Shape:
         As ``torch.nn.RNN``: input (T, B, input_size), (B, T, input_size), (T, input_size) or a
         PackedSequence, and an optional ``h_0`` (num_layers * directions, B, n); returns the output
-        of the last layer and ``h_n``.
+        of the last layer and ``h_n``. Other than there, T may be 0, an ``h_0`` of another dtype is
+        converted, and the output must not be changed in place before its backward pass, as that of
+        ``nn.LSTM``. A program of ``torch.jit.trace`` is for the length it was traced with.
 
     Raises:
         TypeError: if an argument has the wrong type.
