@@ -134,8 +134,8 @@ def _several(study: Study, runs: Sequence[Result], target: Path) -> list[str]:
     return [
         f"![Test {metric.label} of every data set]({CASES})",
         table(["", *models], [*head, ["parameters", *sizes]]),
-        f"Over the {len(complete)} data sets that all models have finished, {seeds} "
-        f"seed{'s' * (seeds > 1)}.",
+        f"Over {len(complete)} data set{'s' * (len(complete) != 1)} that all models have finished, "
+        f"{seeds} seed{'s' * (seeds > 1)}.",
         table([f"test {metric.name}", *models], rows),
     ]
 
