@@ -59,6 +59,7 @@ fi
 
 section "tests"
 tests=(tests/kernels tests/test_backend.py tests/test_backends_agree.py tests/test_householder_op.py)
+tests+=(tests/test_fused_recurrence.py::test_cudnn_gives_what_the_cpu_gives)
 options=(-q -p no:cacheprovider)
 if [ "$mode" = rehearse ]; then
     export TRITON_INTERPRET=1
