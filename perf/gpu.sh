@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything a GPU machine is needed for, in one command of under nine minutes and without network:
+# Everything a GPU machine is needed for, in two commands of under ten minutes each and without network:
 #
 #     perf/gpu.sh OUT              installs, runs the GPU tests, then the benchmarks
 #     perf/gpu.sh OUT sanitize     installs, runs some tests under compute-sanitizer

@@ -21,7 +21,7 @@ OPS = ("apply_reflectors", "folded_recurrence", "dense_recurrence")
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Once: torch.compile of PyTorch 2.11 refuses to trace the search.
-_TRITON = importlib.util.find_spec("triton") is not None
+_INSTALLED = importlib.util.find_spec("triton") is not None
 _forced: ContextVar[str | None] = ContextVar("spectral_triton_backend", default=None)
 
 
@@ -198,7 +198,7 @@ def backend_info() -> BackendInfo:
         spectral_triton=_version("spectral-triton"),
         torch=torch.__version__,
         triton=_version("triton", "pytorch-triton-rocm", "triton-windows")
-        if _installed()
+        if _INSTALLED
         else "not installed",
         interpreted=_interpreting(),
         forced=_forced.get(),
@@ -230,12 +230,8 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _installed() -> bool:
-    return _TRITON
-
-
 def _no_triton() -> str | None:
-    if not _installed():
+    if not _INSTALLED:
         return "Triton is not installed"
     if not torch.cuda.is_available() and not _interpreting():
         return "no CUDA or ROCm device; set TRITON_INTERPRET=1 before Triton is imported"

@@ -98,7 +98,8 @@ def _constant(module: Any, name: str, known: Known) -> Constant:
 
 
 def _given(constant: Any) -> Constant:
-    if not isinstance(constant, int | float | Tensor) or not constant >= 0:
+    number = isinstance(constant, int | float | Tensor) and torch.as_tensor(constant).numel() == 1
+    if not number or not constant >= 0:
         raise _UnknownError(f"known gives {constant!r}, which is no number that is 0 or above")
     return constant
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ThinSVD(NamedTuple):
-    """U, the singular values and Vᵀ, named as ``torch.linalg.svd`` names them."""
+    """U (..., m, r), the singular values (..., r) and Vᵀ (..., r, n), named as in torch.linalg."""
 
     U: Tensor
     S: Tensor
@@ -58,7 +58,7 @@ class LowRankAlgebra(SVDAlgebra):
         largest = largest[..., :rank]
         kept = signed.gather(-1, largest)
         u, vh = (
-            apply_checked(basis_vectors(largest, v), v, False, self.triangular)
+            apply_checked(_basis_vectors(largest, v), v, False, self.triangular)
             for v in (self.left, self.right)
         )
         below = kept.detach() < 0
@@ -116,7 +116,7 @@ class LowRankAlgebra(SVDAlgebra):
         return error.expand(self._batch)
 
 
-def basis_vectors(indices: Tensor, like: Tensor) -> Tensor:
+def _basis_vectors(indices: Tensor, like: Tensor) -> Tensor:
     """Rows of the identity by index, (..., r) -> (..., r, n), for reflectors of length n."""
     zeros = like.new_zeros(*indices.shape, like.shape[-1])
     return zeros.scatter(-1, indices.unsqueeze(-1), 1.0)

@@ -82,7 +82,8 @@ class SigmoidSpectrum(Spectrum):
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if an argument is not finite, or ``margin`` or ``scale`` is not positive.
+        ValueError: if an argument is not finite, or ``margin`` or ``scale`` is not positive; in a
+            call, if the dtype has no number within the bounds.
 
     Example:
         >>> spectrum = SigmoidSpectrum(center=1.0, margin=0.1)

@@ -168,7 +168,7 @@ class SVDWeight(SpectrumRecord):
     def _factors(self, make: Callable[..., HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
         # FSDP's mixed precision casts parameters, not buffers.
         signs = self.signs.to(self.left.dtype)
-        sigma = self.singular_values
+        sigma = spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
         return make(self.left, sigma, self.right, signs=signs, triangular=True)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

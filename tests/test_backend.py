@@ -160,7 +160,7 @@ def test_cuda_without_triton_runs_in_torch(monkeypatch):
         return apply_reflectors(x, v), householder_product(v), layer(x)
 
     expected = run()
-    monkeypatch.setattr(backend, "_installed", lambda: False)
+    monkeypatch.setattr(backend, "_INSTALLED", False)
     for module in (backend, prepared_reflectors, householder_function, svd):
         monkeypatch.setattr(module, "may_launch", lambda tensor: True)
     torch.testing.assert_close(run(), expected, rtol=0, atol=1e-13)

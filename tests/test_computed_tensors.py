@@ -42,7 +42,7 @@ def pruned(make):
     for part in layer.modules():
         if isinstance(part, SVDWeight):
             for name in ("left", "raw_singular_values"):
-                prune.l1_unstructured(part, name, 0.3)
+                prune.l1_unstructured(part, name, 0.6)
     return layer
 
 
@@ -63,7 +63,8 @@ def test_pruned_factors_train(make, shape):
     outputs = []
     for _ in range(3):
         optimizer.zero_grad()
-        loss = output(layer, x).square().sum()
+        # Not the norm alone, which an orthogonal W does not change.
+        loss = (output(layer, x) - 1).square().sum()
         loss.backward()
         optimizer.step()
         outputs.append(loss.item())
@@ -71,7 +72,8 @@ def test_pruned_factors_train(make, shape):
     for part in layer.modules():
         if isinstance(part, SVDWeight):
             assert part.left_orig.grad.abs().sum() > 0
-            assert (part.left == 0).any()
+            # Of the triangle that acts, six entries of each matrix.
+            assert ((part.left.triu() != 0).sum((-2, -1)) < 6).any()
 
 
 def test_only_hooks_that_compute_a_tensor_are_run():

@@ -196,7 +196,7 @@ def test_constants_of_ones_own():
     assert lipschitz_constant(nn.LayerNorm(3), known={nn.LayerNorm: 7.0}) == 7
 
 
-@pytest.mark.parametrize("constant", [-2, math.nan, None, lambda module: "3"])
+@pytest.mark.parametrize("constant", [-2, math.nan, None, torch.ones(2), lambda module: "3"])
 def test_constants_of_ones_own_are_numbers(constant):
     with pytest.raises(ValueError, match=r"0 \(Doubled\): known gives .* no number that is 0 or"):
         lipschitz_constant(nn.Sequential(Doubled()), known={Doubled: constant})

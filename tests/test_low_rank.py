@@ -13,12 +13,10 @@ norm = torch.linalg.matrix_norm
 
 
 def factored(m, n, batch=(), k=None):
-    p = min(m, n)
-    k = p if k is None else k
-    sigma = torch.randn(*batch, p)
-    signs = torch.randint(2, (p,)).double() * 2 - 1
-    left, right = torch.randn(k, m), torch.randn(*batch, k, n)
-    return HouseholderSVD(left, sigma, right, signs=signs, triangular=True)
+    """Random factors, σ of either sign, those of U without batch dimensions."""
+    k = min(m, n) if k is None else k
+    sizes = (k, m), (*batch, min(m, n)), (*batch, k, n)
+    return HouseholderSVD(*(torch.randn(size) for size in sizes), triangular=True)
 
 
 def close(actual, expected):
