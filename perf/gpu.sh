@@ -58,8 +58,8 @@ if [ "$mode" = sanitize ]; then
 fi
 
 section "tests"
-tests=(tests/kernels tests/test_backend.py tests/test_backends_agree.py tests/test_householder_op.py)
-tests+=(tests/test_fused_recurrence.py::test_cudnn_gives_what_the_cpu_gives)
+tests=(tests/kernels tests/runtime/test_backend.py tests/test_backends_agree.py tests/householder/test_op.py)
+tests+=(tests/recurrent/test_fused.py::test_cudnn_gives_what_the_cpu_gives)
 options=(-q -p no:cacheprovider)
 if [ "$mode" = rehearse ]; then
     export TRITON_INTERPRET=1

@@ -1,38 +1,45 @@
 """Weight matrices in the form W = U diag(σ) Vᵀ, kept there while they train."""
 
+from spectral_triton import former_paths as _former_paths  # noqa: F401 (for pickles)
 from spectral_triton import init, parametrizations
-from spectral_triton.backend import backend_info, use_backend
-from spectral_triton.bake import bake
-from spectral_triton.cached import cached
-from spectral_triton.conv import SVDConv1d, SVDConv2d, SVDConv3d
-from spectral_triton.conversion_report import ConversionReport
-from spectral_triton.convert import convert
-from spectral_triton.gru import SpectralGRU
-from spectral_triton.gru_cell import SpectralGRUCell
 from spectral_triton.householder import (
     apply_reflectors,
     householder_product,
     reflectors_from_orthogonal,
 )
-from spectral_triton.linear import SVDLinear
-from spectral_triton.lipschitz import lipschitz_constant
-from spectral_triton.lstm import SpectralLSTM
-from spectral_triton.lstm_cell import SpectralLSTMCell
-from spectral_triton.mlp import SVDMLP
-from spectral_triton.parameter_groups import parameter_groups
+from spectral_triton.layers import (
+    SVDMLP,
+    SVDConv1d,
+    SVDConv2d,
+    SVDConv3d,
+    SVDLinear,
+    SVDResidualBlock,
+)
+from spectral_triton.models import (
+    ConversionReport,
+    bake,
+    convert,
+    lipschitz_constant,
+    parameter_groups,
+)
 from spectral_triton.recurrence import spectral_recurrence
-from spectral_triton.residual import SVDResidualBlock
-from spectral_triton.rnn import SpectralRNN
-from spectral_triton.rnn_cell import SpectralRNNCell
-from spectral_triton.spectrum import (
+from spectral_triton.recurrent import (
+    SpectralGRU,
+    SpectralGRUCell,
+    SpectralLSTM,
+    SpectralLSTMCell,
+    SpectralRNN,
+    SpectralRNNCell,
+)
+from spectral_triton.runtime import backend_info, cached, use_backend
+from spectral_triton.spectra import (
     FixedSpectrum,
     SigmoidSpectrum,
     SignedSpectrum,
     SoftplusSpectrum,
     Spectrum,
 )
-from spectral_triton.svd import HouseholderSVD
-from spectral_triton.weight import SVDWeight
+from spectral_triton.svd import HouseholderSVD, SVDWeight
 
 __version__ = "0.1.0"
 

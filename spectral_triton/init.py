@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from spectral_triton.validation import check_floating, full_precision
+from spectral_triton.runtime.validation import check_floating, full_precision
 
 
 @torch.no_grad()

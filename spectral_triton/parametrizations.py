@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spectral_triton.cached import formed_once
-from spectral_triton.factorization import TooFewReflectorsError
-from spectral_triton.sharding import refuse_sharded
-from spectral_triton.spectrum import Spectrum
-from spectral_triton.spectrum_record import SpectrumRecord
-from spectral_triton.svd import HouseholderSVD
-from spectral_triton.svd_parameters import parameters_from_dense, spectrum_values
-from spectral_triton.validation import (
+from spectral_triton.runtime.cached import formed_once
+from spectral_triton.runtime.sharding import refuse_sharded
+from spectral_triton.runtime.validation import (
     check_choice,
     check_floating,
     check_integer,
     full_precision,
     resolve_num_reflectors,
 )
-from spectral_triton.weight import reset_reflectors_, resolve_spectrum
+from spectral_triton.spectra.record import SpectrumRecord
+from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.svd.factorization import TooFewReflectorsError
+from spectral_triton.svd.operator import HouseholderSVD
+from spectral_triton.svd.parameters import parameters_from_dense, spectrum_values
+from spectral_triton.svd.weight import reset_reflectors_, resolve_spectrum
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -14,9 +14,9 @@ from spectral_triton import (
     spectral_recurrence,
     use_backend,
 )
-from spectral_triton.nonlinearity import NONLINEARITIES
-from spectral_triton.recurrence_arguments import Arguments
-from spectral_triton.recurrence_op import recurrence
+from spectral_triton.recurrence.arguments import Arguments
+from spectral_triton.recurrence.nonlinearity import NONLINEARITIES
+from spectral_triton.recurrence.op import recurrence
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from spectral_triton.parametrizations import remove_svd, svd, svd_names
-from spectral_triton.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
+from spectral_triton.spectra.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
 
 # module, name of the tensor, blocks
 MODULES = {

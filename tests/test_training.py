@@ -21,9 +21,9 @@ from spectral_triton import (
     SVDLinear,
     SVDResidualBlock,
     SVDWeight,
-    parameter_groups,
     parametrizations,
 )
+from spectral_triton.models import parameter_groups
 
 BAND = SigmoidSpectrum(center=1.0, margin=0.1)
 SVD = {"spectrum": BAND, "num_reflectors": 2}

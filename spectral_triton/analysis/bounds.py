@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from spectral_triton.analysis.gradient_flow import State, evaluation_mode, state_parts
-from spectral_triton.rnn import SpectralRNN
-from spectral_triton.spectrum import Spectrum
-from spectral_triton.validation import check_floating, check_integer, check_number
+from spectral_triton.recurrent.rnn import SpectralRNN
+from spectral_triton.runtime.validation import check_floating, check_integer, check_number
+from spectral_triton.spectra.spectrum import Spectrum
 
 
 def step_factor(rnn: SpectralRNN) -> float:

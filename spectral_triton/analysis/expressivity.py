@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from spectral_triton.householder import householder_product
+from spectral_triton.householder.products import householder_product
 from spectral_triton.init import haar_
-from spectral_triton.svd import HouseholderSVD
+from spectral_triton.svd.operator import HouseholderSVD
 
 
 @dataclass(frozen=True)

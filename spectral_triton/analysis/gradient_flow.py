@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.validation import check_floating
+from spectral_triton.runtime.validation import check_floating
 
 State = Tensor | tuple[Tensor, ...] | None
 

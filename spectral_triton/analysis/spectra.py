@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.computed_tensors import compute_tensors
+from spectral_triton.models.replacement import copy_model
 from spectral_triton.parametrizations import svd_blocks, svd_names, svd_singular_values
-from spectral_triton.replacement import copy_model
-from spectral_triton.sharding import gathered, original_type
-from spectral_triton.validation import full_precision
-from spectral_triton.weight import SVDWeight
+from spectral_triton.runtime.computed_tensors import compute_tensors
+from spectral_triton.runtime.sharding import gathered, original_type
+from spectral_triton.runtime.validation import full_precision
+from spectral_triton.svd.weight import SVDWeight
 
 GATES: dict[type[nn.Module], int] = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}
 

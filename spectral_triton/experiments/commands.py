@@ -20,7 +20,7 @@ from spectral_triton.experiments.arguments import (
 from spectral_triton.experiments.reproduce_command import reproduce
 
 if TYPE_CHECKING:
-    from spectral_triton.experiments.config import RunConfig
+    from spectral_triton.experiments.training.config import RunConfig
 
 app = typer.Typer(
     help="Recurrent networks whose singular values stay within bounds.",
@@ -223,10 +223,10 @@ def _run(
 ) -> None:
     from rich.console import Console
 
-    from spectral_triton.experiments.comparison import Comparison
-    from spectral_triton.experiments.processes import joined
-    from spectral_triton.experiments.progress import ProgressReport, summary_table
-    from spectral_triton.experiments.storage import DataFolder
+    from spectral_triton.experiments.tasks.storage import DataFolder
+    from spectral_triton.experiments.training.comparison import Comparison
+    from spectral_triton.experiments.training.processes import joined
+    from spectral_triton.experiments.training.progress import ProgressReport, summary_table
 
     with joined(configs[0].device) as processes:
         console = Console(quiet=not processes.is_main)
@@ -250,8 +250,8 @@ def _configs(
     overrides: dict[str, Any],
     hardware: dict[str, Any],
 ) -> list[RunConfig]:
-    from spectral_triton.experiments.config import make_config
-    from spectral_triton.experiments.model import SETTINGS_OF_SOME
+    from spectral_triton.experiments.tasks.networks import SETTINGS_OF_SOME
+    from spectral_triton.experiments.training.config import make_config
 
     for name, users in SETTINGS_OF_SOME.items():
         if name in overrides and not set(models) & set(users):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from spectral_triton.experiments.reproduction import Reproduction, Selection
+    from spectral_triton.experiments.studies.reproduction import Reproduction, Selection
 
 
 def reproduce(
@@ -57,8 +57,8 @@ def reproduce(
     """
     from spectral_triton.experiments.arguments import listed, require_packages, whole_numbers
     from spectral_triton.experiments.errors import ExperimentError, UsageError
-    from spectral_triton.experiments.recipes import find
-    from spectral_triton.experiments.reproduction import Selection
+    from spectral_triton.experiments.studies.recipes import find
+    from spectral_triton.experiments.studies.reproduction import Selection
 
     require_packages()
     from rich.console import Console
@@ -135,8 +135,8 @@ def _run(
     console: Console,
     quiet: bool,
 ) -> list[str]:
-    from spectral_triton.experiments.progress import ProgressReport
-    from spectral_triton.experiments.storage import DataFolder
+    from spectral_triton.experiments.tasks.storage import DataFolder
+    from spectral_triton.experiments.training.progress import ProgressReport
 
     data = DataFolder(data_dir)
     failures = []

@@ -6,7 +6,7 @@ from torch.nn.utils import parametrize
 from spectral_triton import SigmoidSpectrum, SpectralRNN, SVDLinear
 from spectral_triton.analysis.spectra import quantiles, spectra, spectra_of_checkpoints
 from spectral_triton.parametrizations import svd
-from spectral_triton.weight import SVDWeight
+from spectral_triton.svd.weight import SVDWeight
 
 
 def svdvals(matrix):

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectral_triton.experiments import adding, mnist, ptb
-from spectral_triton.experiments.storage import ENVIRONMENT_VARIABLE, DataFolder
-from spectral_triton.experiments.study import Case, Goal, Recipe, Search, Study
+from spectral_triton.experiments.studies.plan import Case, Goal, Recipe, Search
+from spectral_triton.experiments.studies.study import Study
+from spectral_triton.experiments.tasks import adding, mnist, ptb
+from spectral_triton.experiments.tasks.storage import ENVIRONMENT_VARIABLE, DataFolder
 
 
 def idx_bytes(values: torch.Tensor) -> bytes:

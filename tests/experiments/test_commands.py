@@ -5,8 +5,9 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from spectral_triton.experiments import adding, commands
-from spectral_triton.experiments.storage import ENVIRONMENT_VARIABLE
+from spectral_triton.experiments import commands
+from spectral_triton.experiments.tasks import adding
+from spectral_triton.experiments.tasks.storage import ENVIRONMENT_VARIABLE
 
 QUICK = ("--length", "4", "--steps", "6", "--hidden", "4", "--evaluations", "2")
 
@@ -80,7 +81,7 @@ def test_interruption_says_how_to_continue(invoke, monkeypatch):
     import os
     import signal
 
-    from spectral_triton.experiments.progress import ProgressReport
+    from spectral_triton.experiments.training.progress import ProgressReport
 
     advance = ProgressReport.advance
 

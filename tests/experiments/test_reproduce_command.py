@@ -3,8 +3,9 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from spectral_triton.experiments import commands, recipes
-from spectral_triton.experiments.storage import ENVIRONMENT_VARIABLE
+from spectral_triton.experiments import commands
+from spectral_triton.experiments.studies import recipes
+from spectral_triton.experiments.tasks.storage import ENVIRONMENT_VARIABLE
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_search_fills_the_log(invoke, tmp_path):
 
 def test_failures_are_told_at_the_end(invoke, monkeypatch):
     from spectral_triton.experiments.errors import TrainingStopped
-    from spectral_triton.experiments.training import Training
+    from spectral_triton.experiments.training.training import Training
 
     def diverge(self):
         raise TrainingStopped("the loss is nan")
@@ -81,7 +82,7 @@ def test_failures_are_told_at_the_end(invoke, monkeypatch):
 
 def test_interruption_says_how_to_continue(invoke, monkeypatch):
     from spectral_triton.experiments.errors import Interrupted
-    from spectral_triton.experiments.training import Training
+    from spectral_triton.experiments.training.training import Training
 
     def stop(self):
         raise Interrupted("stopped at step 3 of 6 and saved")

@@ -1,0 +1,1 @@
+"""Many runs with stored settings that answer a question, and the page made of them."""

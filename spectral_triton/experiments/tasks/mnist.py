@@ -1,0 +1,171 @@
+"""MNIST digits read pixel by pixel or row by row."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from spectral_triton.experiments.errors import DataError, UsageError
+from spectral_triton.experiments.tasks.classification import (
+    LabelledSequences,
+    SequenceClassification,
+)
+from spectral_triton.experiments.tasks.settings import Settings
+from spectral_triton.experiments.tasks.storage import DataFolder, fetch, read_intact
+from spectral_triton.experiments.tasks.task import generator_for
+
+FILES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+"""Name of each file and the sha256 of its unpacked content."""
+
+MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist"
+CLASSES = 10
+VALIDATION_SHARE = 12
+"""One in twelve training digits is held out: 5,000 of 60,000."""
+
+UNSIGNED_BYTE = 8
+
+
+def read_idx(path: Path, *, sha256: str | None = None) -> Tensor:
+    """An idx file of unsigned bytes, gzipped or not, as a uint8 tensor.
+
+    Raises:
+        DataError: if the checksum, the magic number or the number of bytes is wrong.
+    """
+    content = read_intact(path, sha256=sha256)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE or content[3] < 1:
+        raise DataError(f"{path} is not an idx file of unsigned bytes: begins {content[:4].hex()}")
+    header = 4 + 4 * content[3]
+    if len(content) < header:
+        raise DataError(f"{path} ends inside its header")
+    shape = struct.unpack(f">{content[3]}I", content[4:header])
+    size = 1
+    for length in shape:
+        size *= length
+    if len(content) - header != size:
+        raise DataError(f"{path} holds {len(content) - header} values, but says it has {size}")
+    if size == 0:
+        raise DataError(f"{path} is empty")
+    return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(shape)
+
+
+def read_digits(data: DataFolder) -> dict[str, LabelledSequences]:
+    """Training and test digits: images (N, 28, 28) of uint8 and labels (N,).
+
+    Raises:
+        DataError: if files are missing, damaged or do not belong together.
+    """
+    if data.download:
+        for name, sha256 in FILES.items():
+            if data.find("mnist", name) is None:
+                target = data.places("mnist")[0] / f"{name}.gz"
+                fetch(f"{(data.mirror or MIRROR).rstrip('/')}/{name}.gz", target, sha256=sha256)
+    paths = data.find_all("mnist", FILES, advice="Bring the files, or fetch them with --download.")
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+        images, labels = (read_idx(paths[name], sha256=FILES[name]) for name in names)
+        if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
+            raise DataError(
+                f"{paths[names[0]]} {tuple(images.shape)} and {paths[names[1]]} "
+                f"{tuple(labels.shape)} are not images and their labels"
+            )
+        if int(labels.max()) >= CLASSES:
+            raise DataError(f"{paths[names[1]]} has a label {int(labels.max())}, above 9")
+        splits[split] = LabelledSequences(images, labels.long())
+    return splits
+
+
+class PixelMNIST(SequenceClassification):
+    """Digits as 784 steps of one pixel, or 28 steps of a row, scaled to [0, 1].
+
+    Args:
+        digits: Training and test images (N, rows, columns) of uint8 with their labels.
+        batch_size: Digits in a batch.
+        rows: One row of the image at each step instead of one pixel.
+        permuted: Shuffles the pixels of every image by one fixed permutation, the same for all
+            seeds.
+        seed: Chooses the validation digits and the order of training.
+        dtype: Of the inputs.
+
+    References:
+        Le, Jaitly, Hinton. A simple way to initialize recurrent networks of rectified linear
+        units. 2015. https://arxiv.org/abs/1504.00941
+    """
+
+    name = "pixel-mnist"
+    options: ClassVar[dict[str, Any]] = {"rows": False, "permuted": False}
+
+    def __init__(
+        self,
+        digits: dict[str, LabelledSequences],
+        batch_size: int,
+        *,
+        rows: bool,
+        permuted: bool,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.check_options({"rows": rows, "permuted": permuted})
+        count, height, width = digits["train"].sequences.shape
+        splits = {
+            split: LabelledSequences(
+                labelled.sequences.reshape(len(labelled), *((height, width) if rows else (-1, 1))),
+                labelled.labels,
+            )
+            for split, labelled in digits.items()
+        }
+        order = torch.randperm(count, generator=generator_for(seed, self.name, "validation"))
+        splits["train"], splits["validation"] = splits["train"].split(
+            order, count // VALIDATION_SHARE
+        )
+        self.permutation = (
+            torch.randperm(height * width, generator=generator_for(0, self.name, "permutation"))
+            if permuted
+            else None
+        )
+        super().__init__(splits, CLASSES, batch_size, seed=seed, dtype=dtype)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        if options["rows"] and options["permuted"]:
+            raise UsageError("--rows and --permuted do not go together: rows would be torn apart")
+
+    @classmethod
+    def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:
+        return Settings(
+            epochs=3,
+            hidden_size=128,
+            batch_size=100,
+            learning_rate=2e-3,
+            reflector_rate=2e-3,
+            sigma_rate=1e-2,
+            evaluations=12,
+        )
+
+    @classmethod
+    def build(
+        cls,
+        options: Mapping[str, Any],
+        settings: Settings,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        data: DataFolder,
+    ) -> PixelMNIST:
+        digits = read_digits(data)
+        return cls(digits, settings.batch_size, seed=seed, dtype=dtype, **options)
+
+    def prepare(self, sequences: Tensor) -> Tensor:
+        if self.permutation is not None:
+            sequences = sequences[:, self.permutation]
+        return sequences.to(self.dtype) / 255

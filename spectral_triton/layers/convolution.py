@@ -1,0 +1,307 @@
+r"""What convolutions with a kernel in SVD form have in common, and how large their norm can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from spectral_triton.layers.patches import bound_patches, count_patches
+from spectral_triton.runtime.sharding import gathered
+from spectral_triton.runtime.validation import (
+    check_flag,
+    check_floating,
+    check_integer,
+    without_autocast,
+)
+from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.svd.dense_entries import factor_dense_entries
+from spectral_triton.svd.operator import HouseholderSVD
+from spectral_triton.svd.weight import SVDWeight
+
+_PLAIN: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLVE: tuple[Any, ...] = (
+    nn.functional.conv1d,
+    nn.functional.conv2d,
+    nn.functional.conv3d,
+)
+_SIZES = ("L", "H, W", "D, H, W")
+_SETTINGS = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+
+Convolution = TypeVar("Convolution", bound="SVDConvolution")
+
+
+class SVDConvolution(nn.Module):
+    """The base of :class:`SVDConv1d` and its like, which say how many dimensions."""
+
+    dimensions: ClassVar[int]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
+    ) -> None:
+        super().__init__()
+        check_integer("in_channels", in_channels, 1)
+        check_integer("out_channels", out_channels, 1)
+        check_integer("groups", groups, 1)
+        check_flag("bias", bias)
+        given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        for name, value in (given | {"padding": padding}).items():
+            if isinstance(value, str):  # A padding, which torch checks.
+                continue
+            each = value if isinstance(value, Sequence) else (value,) * self.dimensions
+            if len(each) != self.dimensions:
+                raise ValueError(f"{name} must be an int or {self.dimensions} of them, got {value}")
+            for number in each:
+                check_integer(name, number, 0 if name == "padding" else 1)
+        # torch checks the other arguments, and says what they come to.
+        plain = _PLAIN[self.dimensions - 1](
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            False,
+            padding_mode,
+            device="meta",
+        )
+        for name in _SETTINGS:
+            setattr(self, name, getattr(plain, name))
+        padded = self.padding
+        if isinstance(padded, str):
+            sizes = zip(self.kernel_size, self.dilation, strict=True)
+            total = [d * (k - 1) if padded == "same" else 0 for k, d in sizes]
+            self._pads = tuple((t // 2, t - t // 2) for t in total)
+        else:
+            self._pads = tuple((pad, pad) for pad in padded)
+        self.svd = SVDWeight(
+            out_channels // groups,
+            in_channels // groups * math.prod(self.kernel_size),
+            num_reflectors=num_reflectors,
+            spectrum=spectrum,
+            device=device,
+            dtype=dtype,
+            num_blocks=None if groups == 1 else groups,
+        )
+        empty = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
+        self._reset_bias()
+
+    def reset_parameters(self) -> None:
+        """Draws a random kernel with singular values at the center, the bias as torch does."""
+        self.svd.reset_parameters()
+        self._reset_bias()
+
+    def _reset_bias(self) -> None:
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.svd.in_features)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        defaults = {
+            "stride": (1,) * self.dimensions,
+            "padding": (0,) * self.dimensions,
+            "dilation": (1,) * self.dimensions,
+            "groups": 1,
+            "padding_mode": "zeros",
+        }
+        parts += [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+        return ", ".join(parts + ([] if self.bias is not None else ["bias=False"]))
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, of torch's shape, differentiable, in the dtype of the module."""
+        return self._kernel().to(self.svd.left.dtype)
+
+    def _kernel(self) -> Tensor:
+        inner = (self.in_channels // self.groups, *self.kernel_size)
+        return self.svd.to_dense().reshape(self.out_channels, *inner)
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Those of the flattened kernel, ([groups,] p), unsorted, float32 at least."""
+        return self.svd.singular_values
+
+    @property
+    def factors(self) -> HouseholderSVD:
+        """The flattened kernel as an operator on patches; batched where there are groups."""
+        return self.svd.factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        """([B,] in_channels, ...) -> ([B,] out_channels, ...), in the dtype of x."""
+        check_floating("x", x)
+        d = self.dimensions
+        if x.dim() not in (d + 1, d + 2) or x.shape[-d - 1] != self.in_channels:
+            raise ValueError(
+                f"x must have shape ([B,] in_channels, {_SIZES[d - 1]}) with in_channels = "
+                f"{self.in_channels}, got {tuple(x.shape)}"
+            )
+        with without_autocast(x.device.type):
+            kernel = self._kernel()
+            wide = x.to(kernel.dtype) if x.dtype.itemsize == 2 else x
+            if wide.dtype != kernel.dtype:
+                raise TypeError(
+                    f"x must have the dtype of the kernel, {kernel.dtype}, or half precision, "
+                    f"got {x.dtype}"
+                )
+            padding: tuple[int, ...] | str | int = self.padding
+            if self.padding_mode != "zeros":
+                both = [size for pads in reversed(self._pads) for size in pads]
+                # Only batched input can be padded so.
+                batched = wide if wide.dim() == d + 2 else wide.unsqueeze(0)
+                batched = nn.functional.pad(batched, both, mode=self.padding_mode)
+                wide, padding = batched.reshape(*wide.shape[:-d], *batched.shape[-d:]), 0
+            bias = None if self.bias is None else self.bias.to(kernel.dtype)
+            y = _CONVOLVE[d - 1](
+                wide, kernel, bias, self.stride, padding, self.dilation, self.groups
+            )
+        return y.to(x.dtype)
+
+    def operator_norm_bound(self, input_size: int | Sequence[int] | None = None) -> Tensor:
+        r"""An upper bound of the 2-norm of the convolution, without its bias, as a linear map.
+
+        .. math:: \|K\|_2 \prod_d \sqrt{c_d}
+
+        where :math:`\|K\|_2` is the largest singular value of the flattened kernel and c_d, for
+        each dimension, the number of patches that an element of the input takes part in. Along a
+        dimension of kernel k, stride s and dilation δ with zero padding
+        :math:`c \le \lceil k g / s \rceil`, g = gcd(s, δ): a tap meets every s-th element, and taps
+        s / g apart meet the same ones. The bound is exact where patches do not overlap and cover a
+        whole patch (c = 1), and nearly attained by a kernel that is constant, on a large input.
+
+        Other paddings copy elements, each of which counts. Without ``input_size`` the bound is for
+        any size: circular padding has c ≤ k where it appends no more than δ (k − 1) elements, else
+        this and "reflect" multiply by one for each padded side plus one, "replicate" by the number
+        of elements appended plus one. With ``input_size`` the patches are counted, which is exact
+        for c in all modes, and often smaller.
+
+        Args:
+            input_size: Length, (height, width) or (depth, height, width) of the input; None for
+                any.
+
+        Returns:
+            Scalar tensor, differentiable, float32 at least.
+
+        Raises:
+            ValueError: if ``input_size`` is not positive, or gives no output.
+        """
+        shape = zip(self.kernel_size, self.stride, self.dilation, self._pads, strict=True)
+        if input_size is None:
+            counts = [bound_patches(*settings, self.padding_mode) for settings in shape]
+        else:
+            sizes: Any = input_size
+            if not isinstance(input_size, Sequence):
+                sizes = (input_size,) * self.dimensions
+            if len(sizes) != self.dimensions:
+                raise ValueError(
+                    f"input_size must have {self.dimensions} entries, got {input_size!r}"
+                )
+            counts = [
+                count_patches(size, *settings, self.padding_mode)
+                for size, settings in zip(sizes, shape, strict=True)
+            ]
+        return self.singular_values.abs().amax() * math.sqrt(math.prod(counts))
+
+    @classmethod
+    def from_conv(
+        cls: type[Convolution],
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | None = None,
+        out_of_bounds: str = "raise",
+    ) -> Convolution:
+        """The layer that computes what a given convolution of torch does.
+
+        Args:
+            conv: Its kernel, bias, device, dtype and mode are taken over, not shared.
+            num_reflectors: As above; a general kernel needs all.
+            spectrum: As above.
+            out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+
+        Raises:
+            TypeError: if ``conv`` is not a convolution of so many dimensions.
+            ValueError: if a singular value is out of bounds, or there are too few reflectors.
+        """
+        kind = _PLAIN[cls.dimensions - 1]
+        if not isinstance(conv, kind):
+            raise TypeError(f"conv must be a torch.nn.{kind.__name__}, got {type(conv).__name__}")
+        layer = cls(
+            **{name: getattr(conv, name) for name in _SETTINGS},
+            bias=conv.bias is not None,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            num_reflectors=num_reflectors,
+            spectrum=spectrum,
+        )
+        dense = conv.weight.detach().reshape(layer.svd.shape)
+        layer.svd.set_dense_(dense, out_of_bounds)
+        if layer.bias is not None and conv.bias is not None:
+            layer.bias.data.copy_(conv.bias.detach())
+        return layer.train(conv.training)
+
+    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+        """The convolution of torch with the dense kernel and the bias, copied."""
+        weight = self.weight.detach()
+        conv = nn.utils.skip_init(
+            _PLAIN[self.dimensions - 1],
+            **{name: getattr(self, name) for name in _SETTINGS},
+            bias=self.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        conv.weight.data.copy_(weight)
+        if self.bias is not None:
+            conv.bias.data.copy_(gathered(self.bias.detach()))
+        return conv.train(self.training)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        def matrix(dense: Tensor, weight: SVDWeight) -> Tensor:
+            expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+            if tuple(dense.shape) != expected:
+                raise ValueError(f"the kernel must have shape {expected}, got {tuple(dense.shape)}")
+            return dense.reshape(weight.shape)
+
+        factor_dense_entries(self, state_dict, prefix, args[-1], [("weight", "svd")], matrix)
+        super()._load_from_state_dict(state_dict, prefix, *args)

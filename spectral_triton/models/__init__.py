@@ -1,0 +1,12 @@
+"""What is done with whole models: converted, baked, bounded, and given to an optimizer.
+
+Each function walks over all modules and takes those of ours and of torch.nn that it knows.
+"""
+
+from spectral_triton.models.bake import bake
+from spectral_triton.models.conversion_report import ConversionReport
+from spectral_triton.models.convert import convert
+from spectral_triton.models.lipschitz import lipschitz_constant
+from spectral_triton.models.parameter_groups import parameter_groups
+
+__all__ = ["ConversionReport", "bake", "convert", "lipschitz_constant", "parameter_groups"]

@@ -1,0 +1,334 @@
+"""Layers of an existing model exchanged for layers with bounded singular values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
+from spectral_triton.layers.linear import SVDLinear
+from spectral_triton.models.conversion_report import ConversionReport, ConvertedLayer, SkippedLayer
+from spectral_triton.models.replacement import (
+    altered,
+    carry_over,
+    compiled,
+    copy_model,
+    replace_modules,
+)
+from spectral_triton.parametrizations import svd_names
+from spectral_triton.recurrent.gru import SpectralGRU
+from spectral_triton.recurrent.gru_cell import SpectralGRUCell
+from spectral_triton.recurrent.lstm import SpectralLSTM
+from spectral_triton.recurrent.lstm_cell import SpectralLSTMCell
+from spectral_triton.recurrent.rnn import SpectralRNN
+from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
+from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
+from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.svd.factorization import TooFewReflectorsError
+from spectral_triton.svd.weight import SVDWeight, resolve_spectrum
+
+Types = tuple[type[nn.Module], ...] | list[type[nn.Module]]
+Selection = type[nn.Module] | Types | Callable[[str, nn.Module], bool]
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """What replaces a plain layer, and which of its tensors get bounds.
+
+    The names of these tensors match ``pattern``; with "svd" for "weight" they are those of the
+    :class:`SVDWeight` modules of the new layer. Each stacks ``blocks(layer)`` matrices.
+    """
+
+    build: Callable[..., nn.Module]
+    pattern: str = "weight"
+    blocks: Callable[[Any], int] = lambda layer: 1
+
+
+LAYER = r"weight_hh_l\d+(_reverse)?"
+COUNTERPARTS: dict[type[nn.Module], Counterpart] = {
+    nn.Linear: Counterpart(SVDLinear.from_linear),
+    # The output projection of nn.MultiheadAttention, a plain Linear by another name.
+    NonDynamicallyQuantizableLinear: Counterpart(SVDLinear.from_linear),
+    nn.Conv1d: Counterpart(SVDConv1d.from_conv, blocks=lambda conv: conv.groups),
+    nn.Conv2d: Counterpart(SVDConv2d.from_conv, blocks=lambda conv: conv.groups),
+    nn.Conv3d: Counterpart(SVDConv3d.from_conv, blocks=lambda conv: conv.groups),
+    nn.RNN: Counterpart(SpectralRNN.from_rnn, LAYER),
+    nn.GRU: Counterpart(SpectralGRU.from_gru, LAYER, lambda gru: 3),
+    nn.LSTM: Counterpart(SpectralLSTM.from_lstm, LAYER, lambda lstm: 4),
+    nn.RNNCell: Counterpart(SpectralRNNCell.from_rnn_cell, "weight_hh"),
+    nn.GRUCell: Counterpart(SpectralGRUCell.from_gru_cell, "weight_hh", lambda cell: 3),
+    nn.LSTMCell: Counterpart(SpectralLSTMCell.from_lstm_cell, "weight_hh", lambda cell: 4),
+}
+
+
+def convert(
+    model: nn.Module,
+    select: Selection | None = None,
+    *,
+    num_reflectors: int | None = None,
+    spectrum: Spectrum | None = None,
+    out_of_bounds: str = "clip",
+    too_few: str = "raise",
+    inplace: bool = False,
+) -> tuple[nn.Module, ConversionReport]:
+    r"""Replaces layers of a trained or fresh model by those with bounded singular values.
+
+    ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` to ``nn.Conv3d`` become
+    :class:`SVDConv1d` to :class:`SVDConv3d` (bounds hold for the flattened kernel of each group),
+    ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells become :class:`SpectralRNN`,
+    :class:`SpectralGRU`, :class:`SpectralLSTM` and cells. Of each weight U and V are kept and σ is
+    clipped into the bounds; what else a layer has (biases, input weights, mode, dtype, device,
+    ``requires_grad``, forward and backward hooks) is taken over. The report says how far every
+    weight had to move. An optimizer has to be made afterwards, see :func:`parameter_groups`.
+
+    The default spectrum puts every σ within 1 % of 1, far from what a trained weight has, so most
+    of it is lost: a wider one keeps more, ``SoftplusSpectrum()`` all but σ below 0.001.
+
+    With fewer than min(m, n) reflectors a general weight cannot be written at all; ``too_few`` says
+    what happens then. Left alone, with the reason in the report, are layers whose weight is shared
+    with another module (a tied embedding), is parametrized, computed by a hook or complex, or has
+    no value yet, weights in SVD form already, and subclasses or layers that were given a forward or
+    members of their own, which may compute something else. Only registered submodules are found,
+    not those in a Python list. Convert first, then compile and wrap: what ``torch.compile`` was
+    given itself goes on with the layer it has seen.
+
+    In ``nn.MultiheadAttention`` the output projection is converted, and both it and
+    ``nn.TransformerEncoderLayer`` go on working, in their fast path for inference as well; they
+    read the dense weight, which is formed at each call and multiplied in the precision of the
+    input. The stacked query, key and value projections are a bare parameter, out of reach here
+    and named by the report: ``parametrizations.svd(attention, "in_proj_weight", num_blocks=3)``
+    bounds them.
+
+    Costs one decomposition of every converted weight. Nothing is changed if an error occurs.
+
+    Args:
+        model: Any module.
+        select: Which layers: one or several types of torch's layers, or a function of a layer's
+            name and itself; all that can be converted if None.
+        num_reflectors: At most this many per side, all min(m, n) if None.
+        spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        out_of_bounds: "clip", or "raise" where a singular value is out of bounds.
+        too_few: Where the reflectors do not suffice for a weight: "raise", "reset" to draw its
+            factors anew, as on construction of the layer, or "skip" to leave the layer as it is.
+        inplace: Exchanges the layers inside ``model`` rather than in a deep copy. A model that is
+            itself one such layer cannot change its type: use what is returned.
+
+    Returns:
+        The model, and a :class:`ConversionReport`, which prints as a table.
+
+    Raises:
+        TypeError: if an argument has the wrong type, or ``select`` a type that has no counterpart.
+        ValueError: if an option is unknown, a weight is not finite, out of bounds with "raise", or
+            needs more reflectors, the model is wrapped in ``DistributedDataParallel``, which holds
+            its parameters, or is to be copied and sharded by ``fully_shard``.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> model, report = convert(model, lambda name, layer: name != "2")
+        >>> type(model[0]).__name__, type(model[2]).__name__
+        ('SVDLinear', 'Linear')
+        >>> print(report)
+        name  layer                parameters  sigma before   sigma after  change
+        0     Linear -> SVDLinear   72 -> 144  ... .. ...   0.99 .. ...     ...%
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if num_reflectors is not None:
+        check_integer("num_reflectors", num_reflectors, 0)
+    check_choice("out_of_bounds", out_of_bounds, ("clip", "raise"))
+    check_choice("too_few", too_few, ("raise", "reset", "skip"))
+    resolve_spectrum(spectrum)
+    if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()):
+        raise ValueError("model is in DistributedDataParallel: convert its module, then wrap that")
+    selected = _selector(select)
+    if not inplace:
+        model = copy_model(model)
+    owners = Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+    unreachable = compiled(model)
+    replacements: dict[nn.Module, nn.Module] = {}
+    converted, skipped = [], []
+    kinds = tuple(COUNTERPARTS)
+    for name, layer in model.named_modules():
+        if select is None and isinstance(layer, SVDWeight):
+            bounded = f"in SVD form, with {layer.spectrum}; its set_spectrum_ changes that"
+            skipped.append(SkippedLayer(name, type(layer).__name__, bounded))
+        if not isinstance(layer, kinds) or not selected(name, layer):
+            continue
+        reason = _obstacle(layer, owners)
+        if layer in unreachable:
+            reason = "compiled by itself: convert first, then compile"
+        if reason is None:
+            try:
+                new, was_reset = _build(layer, num_reflectors, spectrum, out_of_bounds, too_few)
+            except TooFewReflectorsError as error:
+                if too_few == "raise":
+                    raise TooFewReflectorsError(
+                        f"{name or 'model'}: {error}; too_few='reset' draws new factors, "
+                        "too_few='skip' leaves the layer as it is"
+                    ) from error
+                reason = str(error)
+            except ValueError as error:
+                raise ValueError(f"{name or 'model'}: {error}") from error
+        if reason is not None:
+            skipped.append(SkippedLayer(name, type(layer).__name__, reason))
+            continue
+        replacements[layer] = new
+        converted.append(_compare(name, layer, new, was_reset))
+    for layer, new in replacements.items():
+        carry_over(layer, new)
+    model = replace_modules(model, replacements)
+    unbounded = _unbounded(model, skipped) if select is None else ()
+    return model, ConversionReport(tuple(converted), tuple(skipped), unbounded)
+
+
+def _unbounded(
+    model: nn.Module, skipped: list[SkippedLayer]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Weights that no layer of a report stands for, with their shapes."""
+    told = {layer.name for layer in skipped}
+    weights, seen = [], set()
+    for prefix, module in model.named_modules():
+        told.update(f"{prefix}.parametrizations.{name}".lstrip(".") for name in svd_names(module))
+        layer = prefix.split("parametrizations.")[0].rstrip(".")
+        if isinstance(module, SVDWeight) or prefix in told or layer in told:
+            continue
+        for name, weight in module.named_parameters(prefix, recurse=False):
+            # One that is lazy has no shape yet.
+            if not is_lazy(weight) and weight.dim() > 1 and id(weight) not in seen:
+                weights.append((name, tuple(weight.shape)))
+            seen.add(id(weight))
+    return tuple(weights)
+
+
+def _selector(select: Selection | None) -> Callable[[str, nn.Module], bool]:
+    if select is None:
+        return lambda name, layer: True
+    several = isinstance(select, tuple | list)
+    entries: tuple[Any, ...] = tuple(select) if several else (select,)  # type: ignore[arg-type]
+    if all(isinstance(entry, type) for entry in entries):
+        for entry in entries:
+            if entry not in COUNTERPARTS:
+                known = ", ".join(kind.__name__ for kind in COUNTERPARTS)
+                raise TypeError(f"select must hold types among {known}, got {entry.__name__}")
+        return lambda name, layer: isinstance(layer, entries)
+    if several or not callable(select):
+        raise TypeError(
+            f"select must be types of layers or a function of name and layer, got {select!r}"
+        )
+    chosen: Any = select
+    return chosen
+
+
+def _dense_names(layer: Any) -> list[str]:
+    pattern = COUNTERPARTS[type(layer)].pattern
+    return [name for name in layer._parameters if re.fullmatch(pattern, name)]
+
+
+def _obstacle(layer: Any, owners: Counter[int]) -> str | None:
+    """Why a layer cannot be exchanged, None if it can."""
+    if parametrize.is_parametrized(layer):
+        return f"already parametrized: {', '.join(layer.parametrizations)}"
+    if type(layer) not in COUNTERPARTS:
+        return f"{type(layer).__name__} is a subclass that may compute something else"
+    # Where hooks compute a weight they leave it as a plain attribute.
+    computed = [name for name, value in vars(layer).items() if isinstance(value, Tensor)]
+    if computed:
+        return f"pruned, or normalised by a hook: {', '.join(computed)}"
+    if reason := altered(layer):
+        return reason
+    for name in _dense_names(layer):
+        weight = layer._parameters[name]
+        if not weight.is_floating_point():
+            return f"{name} is of {weight.dtype}"
+        if owners[id(weight)] > 1:
+            return f"{name} is shared with another module"
+        if weight.is_meta:
+            return f"{name} has no value yet, it is on the meta device"
+        if weight.numel() == 0:
+            return f"{name} is empty"
+    return None
+
+
+def _build(
+    layer: Any,
+    num_reflectors: int | None,
+    spectrum: Spectrum | None,
+    out_of_bounds: str,
+    too_few: str,
+) -> tuple[nn.Module, bool]:
+    """The new layer, and whether its factors had to be drawn anew."""
+    counterpart, names = COUNTERPARTS[type(layer)], _dense_names(layer)
+    limit = min(_matrices(layer, layer._parameters[names[0]]).shape[-2:])
+    reflectors = limit if num_reflectors is None else min(num_reflectors, limit)
+    options = {"num_reflectors": reflectors, "spectrum": spectrum}
+    try:
+        new, was_reset = counterpart.build(layer, out_of_bounds=out_of_bounds, **options), False
+    except TooFewReflectorsError:
+        if too_few != "reset":
+            raise
+        # The identity takes no reflectors; what it becomes is overwritten.
+        plain = copy_model(layer)
+        with torch.no_grad():
+            for name in names:
+                weight = getattr(plain, name)
+                eye = torch.eye(*_matrices(layer, weight).shape[-2:]).expand_as(
+                    _matrices(layer, weight)
+                )
+                weight.copy_(eye.reshape(weight.shape))
+        new, was_reset = counterpart.build(plain, out_of_bounds="clip", **options), True
+        for module in new.modules():
+            if isinstance(module, SVDWeight):
+                module.reset_parameters()
+    for name in names:
+        _svd_weight(new, name).requires_grad_(layer._parameters[name].requires_grad)
+    return new, was_reset
+
+
+def _svd_weight(new: nn.Module, name: str) -> SVDWeight:
+    return getattr(new, name.replace("weight", "svd", 1))
+
+
+def _matrices(layer: Any, weight: Tensor) -> Tensor:
+    """The matrices whose singular values get bounds, stacked, in full precision."""
+    blocks = COUNTERPARTS[type(layer)].blocks(layer)
+    stacked = weight.detach().to(full_precision(weight.dtype)).flatten(1)
+    return stacked.unflatten(0, (blocks, -1))
+
+
+@torch.no_grad()
+def _compare(name: str, layer: Any, new: Any, was_reset: bool) -> ConvertedLayer:
+    before, after, moved, norm = [], [], 0.0, 0.0
+    for tensor in _dense_names(layer):
+        old = _matrices(layer, layer._parameters[tensor])
+        difference = _matrices(layer, getattr(new, tensor)) - old
+        before.append(torch.linalg.svdvals(old).flatten())
+        after.append(_svd_weight(new, tensor).singular_values.abs().flatten())
+        moved += difference.square().sum().item()
+        norm += old.square().sum().item()
+    return ConvertedLayer(
+        name=name,
+        old_type=type(layer).__name__,
+        new_type=type(new).__name__,
+        parameters_before=sum(p.numel() for p in layer.parameters()),
+        parameters_after=sum(p.numel() for p in new.parameters()),
+        sigma_before=_range(torch.cat(before)),
+        sigma_after=_range(torch.cat(after)),
+        relative_change=(moved / norm) ** 0.5 if norm else math.inf if moved else 0.0,
+        was_reset=was_reset,
+    )
+
+
+def _range(sigma: Tensor) -> tuple[float, float]:
+    return sigma.min().item(), sigma.max().item()

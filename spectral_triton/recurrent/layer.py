@@ -1,0 +1,129 @@
+"""What layers that run whole sequences share: stacking, access to the transitions, conversion."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from spectral_triton.recurrent.module import RecurrentModule
+from spectral_triton.runtime.validation import check_flag, check_integer, check_number
+from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.svd.operator import HouseholderSVD
+from spectral_triton.svd.weight import SVDWeight
+
+
+class RecurrentLayer(RecurrentModule):
+    """Layers and directions of cells, with the arguments, shapes and names of torch.nn.RNNBase."""
+
+    _options: ClassVar[tuple[str, ...]] = (
+        "num_layers",
+        "bias",
+        "batch_first",
+        "dropout",
+        "bidirectional",
+    )
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        init: str,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, init)
+        check_integer("num_layers", num_layers, 1)
+        check_number("dropout", dropout)
+        check_flag("batch_first", batch_first)
+        check_flag("bidirectional", bidirectional)
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a probability between 0 and 1, got {dropout}")
+        if dropout and num_layers == 1:
+            warnings.warn(
+                f"dropout={dropout} has no effect with num_layers=1: outputs of the last layer are "
+                "not dropped, as with torch.nn.RNN",
+                stacklevel=3,
+            )
+        self.num_layers, self.batch_first = num_layers, bool(batch_first)
+        self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
+
+    def _add_all(
+        self,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        num_reflectors: int | Sequence[int] | None,
+        spectrum: Spectrum | Sequence[Spectrum] | None,
+        init: str,
+    ) -> None:
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "init": init}
+        for index, suffix in enumerate(self._suffixes()):
+            first = index < self.num_directions
+            features = self.input_size if first else self._state_size * self.num_directions
+            self._add(suffix, features, {"device": device, "dtype": dtype}, svd)
+
+    @property
+    def num_directions(self) -> int:
+        """2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self) -> list[str]:
+        directions = ("", "_reverse")[: self.num_directions]
+        return [f"_l{layer}{way}" for layer in range(self.num_layers) for way in directions]
+
+    def svd_weight(self, layer: int = 0, reverse: bool = False) -> SVDWeight:
+        """The module that holds the transition of one layer and direction."""
+        check_integer("layer", layer, 0, self.num_layers - 1)
+        if reverse and not self.bidirectional:
+            raise ValueError(f"reverse=True needs a bidirectional {type(self).__name__}")
+        return self._svd_weight(f"_l{layer}{'_reverse' if reverse else ''}")
+
+    def factors(self, layer: int = 0, reverse: bool = False) -> HouseholderSVD:
+        """One transition matrix as an operator; of a gated layer the stack of its matrices."""
+        return self.svd_weight(layer, reverse).factors
+
+    def singular_values(self, layer: int = 0, reverse: bool = False) -> Tensor:
+        """Singular values of one transition, unsorted and differentiable.
+
+        Shape (n,), or (gates, n) of a gated layer, with the gates in the order of torch.
+        """
+        return self.svd_weight(layer, reverse).singular_values
+
+    def flatten_parameters(self) -> None:
+        """Does nothing, as weights are formed for each call: for code that calls it on nn.LSTM."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("weight_hh_l") and f"svd_hh{name[9:]}" in self._modules:
+            return self._dense(name[9:])
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("weight_hh_l"):
+            raise AttributeError(
+                f"{name} is made of factors and cannot be set: use "
+                "svd_weight(layer, reverse).set_dense_(w)"
+            )
+        super().__setattr__(name, value)
+
+    def _options_to_show(self) -> list[str]:
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
+        return [
+            f"{name}={getattr(self, name)}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+
+    def extra_repr(self) -> str:
+        return ", ".join((f"{self.input_size}, {self.hidden_size}", *self._options_to_show()))

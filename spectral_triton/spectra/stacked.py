@@ -1,0 +1,58 @@
+r"""A spectrum of its own for each of several stacked matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectral_triton.spectra.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class StackedSpectrum:
+    r"""One spectrum per matrix: row i of the raw parameter goes through the i-th.
+
+    It is not a :class:`Spectrum` itself, having no single pair of bounds and no single start. Where
+    only some of the spectra have a parameter, the rows of the others exist and are without effect.
+
+    Args:
+        spectra: The spectra in the order of the matrices.
+
+    Raises:
+        TypeError: if one of them is not a :class:`Spectrum`.
+
+    Example:
+        >>> from spectral_triton.spectra import FixedSpectrum, SigmoidSpectrum
+        >>> StackedSpectrum((FixedSpectrum(2.0), SigmoidSpectrum()))(torch.zeros(2, 3))
+        tensor([[2., 2., 2.],
+                [1., 1., 1.]])
+    """
+
+    spectra: tuple[Spectrum, ...]
+
+    def __post_init__(self) -> None:
+        for index, spectrum in enumerate(self.spectra):
+            if not isinstance(spectrum, Spectrum):
+                raise TypeError(f"spectrum {index} must be a Spectrum, got {spectrum!r}")
+
+    def __iter__(self) -> Iterator[Spectrum]:
+        return iter(self.spectra)
+
+    def __len__(self) -> int:
+        return len(self.spectra)
+
+    def __repr__(self) -> str:
+        return f"[{', '.join(map(repr, self.spectra))}]"
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any of them has a parameter."""
+        return any(spectrum.trainable for spectrum in self.spectra)
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Singular values, shape (matrices, p), of raw values of that shape."""
+        rows = zip(self.spectra, raw.unbind(-2), strict=True)
+        return torch.stack([spectrum(row) for spectrum, row in rows], -2)

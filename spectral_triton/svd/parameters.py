@@ -1,0 +1,101 @@
+"""The parameters of the SVD form for given singular values, or for a given matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectral_triton.runtime.sharding import gathered
+from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.spectra.stacked import StackedSpectrum
+from spectral_triton.svd.factorization import factor_dense, into_bounds
+
+
+def spectrum_values(
+    spectrum: Spectrum | StackedSpectrum, raw: Tensor | None, signs: Tensor
+) -> Tensor:
+    """σ of the raw values, or of a spectrum without any in the shape of ``signs``."""
+    return spectrum(torch.zeros_like(signs) if raw is None else gathered(raw))
+
+
+@torch.no_grad()
+def parameters_from_dense(
+    w: Tensor,
+    spectrum: Spectrum | StackedSpectrum,
+    num_reflectors: tuple[int, int],
+    out_of_bounds: str = "raise",
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """left, raw singular values (None where there are none), right and signs of dense matrices."""
+    if isinstance(spectrum, StackedSpectrum):
+        lefts, raws, rights, all_signs = _of_each(
+            spectrum, lambda i, own: parameters_from_dense(w[i], own, num_reflectors, out_of_bounds)
+        )
+        raw = _stacked(raws, all_signs, spectrum)
+        return torch.stack(lefts), raw, torch.stack(rights), torch.stack(all_signs)
+    lower, upper = spectrum.bounds
+    left, sigma, right, signs = factor_dense(
+        w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds
+    )
+    return left, _raw(sigma, spectrum, out_of_bounds), right, signs
+
+
+def _raw(sigma: Tensor, spectrum: Spectrum, out_of_bounds: str) -> Tensor | None:
+    """The raw values of singular values within the bounds, None where there are none."""
+    if not spectrum.trainable:
+        return None
+    lower, upper = spectrum.bounds
+    # A bound itself has no raw value, and next to it the spectrum has no slope: clipped values
+    # stay trainable, values given as they are move by no more than rounding.
+    finite = [abs(bound) for bound in (lower, upper) if math.isfinite(bound)]
+    if out_of_bounds == "clip":
+        inset = 1e-3 * (upper - lower if len(finite) == 2 else max([1.0, *finite]))
+    else:
+        inset = torch.finfo(sigma.dtype).eps * max(finite, default=0.0)
+        # A band narrower than that has a center still.
+        inset = min(inset, (upper - lower) / 4)
+    inside = sigma.double().clamp(lower + inset, upper - inset)
+    return spectrum.inverse(inside).to(sigma.dtype)
+
+
+@torch.no_grad()
+def parameters_from_sigma(
+    sigma: Tensor,
+    signs: Tensor,
+    spectrum: Spectrum | StackedSpectrum,
+    out_of_bounds: str = "raise",
+) -> tuple[Tensor | None, Tensor]:
+    """raw singular values (None where there are none) and signs of given singular values."""
+    if isinstance(spectrum, StackedSpectrum):
+        raws, new_signs = _of_each(
+            spectrum, lambda i, own: parameters_from_sigma(sigma[i], signs[i], own, out_of_bounds)
+        )
+        return _stacked(raws, new_signs, spectrum), torch.stack(new_signs)
+    # Where σ stands on a bound that both spectra have, each may round it to another side.
+    slack = 2 * torch.finfo(sigma.dtype).eps * sigma.abs().amax(-1, keepdim=True)
+    sigma, signs = into_bounds(sigma, signs, spectrum.bounds, out_of_bounds, slack)
+    return _raw(sigma, spectrum, out_of_bounds), signs
+
+
+def _stacked(
+    raws: Sequence[Tensor | None], signs: Sequence[Tensor], spectrum: StackedSpectrum
+) -> Tensor | None:
+    # Rows without effect, see StackedSpectrum.
+    rows = [torch.zeros_like(s) if row is None else row for row, s in zip(raws, signs, strict=True)]
+    return torch.stack(rows) if spectrum.trainable else None
+
+
+def _of_each(
+    stacked: StackedSpectrum, parameters: Callable[[int, Spectrum], tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """What ``parameters`` gives for each matrix, by kind; its errors name the matrix."""
+    parts = []
+    for index, spectrum in enumerate(stacked):
+        try:
+            parts.append(parameters(index, spectrum))
+        except ValueError as error:
+            raise type(error)(f"matrix {index}: {error}") from error
+    return list(zip(*parts, strict=True))

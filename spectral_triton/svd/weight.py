@@ -1,0 +1,307 @@
+r"""The parameters of a matrix W = U diag(s ∘ σ) Vᵀ whose singular values stay within bounds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from spectral_triton import init as reflector_init
+from spectral_triton.runtime.cached import formed_once, is_cached
+from spectral_triton.runtime.computed_tensors import compute_tensors
+from spectral_triton.runtime.sharding import assign_, is_sharded
+from spectral_triton.runtime.validation import (
+    check_choice,
+    check_dtype,
+    check_floating,
+    check_integer,
+    full_precision,
+    resolve_num_reflectors,
+)
+from spectral_triton.spectra.record import SpectrumRecord
+from spectral_triton.spectra.spectrum import SigmoidSpectrum, Spectrum
+from spectral_triton.spectra.stacked import StackedSpectrum
+from spectral_triton.svd.cached_svd import CachedSVD
+from spectral_triton.svd.operator import HouseholderSVD
+from spectral_triton.svd.parameters import (
+    parameters_from_dense,
+    parameters_from_sigma,
+    spectrum_values,
+)
+
+INITIALIZERS = ("haar", "identity", "henaff", "cayley")
+
+
+class SVDWeight(SpectrumRecord):
+    r"""A trainable matrix in SVD form: reflectors of U and V, and raw singular values.
+
+    .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top, \qquad \sigma = f(\hat\sigma)
+
+    The bounds of the spectrum f hold for every value of the parameters, so also after optimizer
+    steps, weight decay, averaging, or rounding of the module to half precision. The module
+    computes in float32 at least: parameters in half precision are converted before use, and the
+    product with x is rounded once. W cannot cross from one sign of its determinant to the other
+    while all σ are positive, see :class:`HouseholderSVD`.
+
+    Args:
+        out_features: Rows m of W.
+        in_features: Columns n of W.
+        num_reflectors: Reflectors per side: None for all p = min(m, n), an int or a pair
+            (left, right). A product with a vector costs :math:`4(m k_u + n k_v)` operations.
+        spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        device: Where the parameters live.
+        dtype: Their floating dtype.
+        init: Start of the reflectors: "haar", "identity", "henaff" or "cayley", see
+            ``spectral_triton.init``.
+        num_blocks: None for one matrix, or a number of matrices of this size, each with factors of
+            its own: everything below then has one more dimension in front, and ``spectrum`` may
+            also be a sequence of one per matrix.
+
+    Attributes:
+        left: Reflectors of U, shape ``(k_u, m)``, used from the diagonal on.
+        right: Reflectors of V, shape ``(k_v, n)``, used from the diagonal on.
+        raw_singular_values: σ̂ of shape ``(p,)``; None where the spectrum has no parameter. It moves
+            σ by a small factor (``margin / 2`` by default): give it a learning rate of its own,
+            and no weight decay unless σ is to be drawn to the center.
+        signs: Buffer of ±1, shape ``(p,)``.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if a size is below 1 or ``num_reflectors`` above min(m, n).
+
+    Example:
+        >>> weight = SVDWeight(3, 5, num_reflectors=2)
+        >>> sigma = torch.linalg.svdvals(weight.to_dense())
+        >>> bool(((sigma > 0.98) & (sigma < 1.02)).all())
+        True
+        >>> SVDWeight(3, 5, num_blocks=4).to_dense().shape
+        torch.Size([4, 3, 5])
+    """
+
+    left: nn.Parameter
+    right: nn.Parameter
+    raw_singular_values: nn.Parameter | None
+    signs: Tensor
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        *,
+        num_reflectors: int | Sequence[int] | None = None,
+        spectrum: Spectrum | Sequence[Spectrum] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        init: str = "haar",
+        num_blocks: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_integer("out_features", out_features, 1)
+        check_integer("in_features", in_features, 1)
+        if num_blocks is not None:
+            check_integer("num_blocks", num_blocks, 1)
+        check_choice("init", init, INITIALIZERS)
+        check_dtype(dtype)
+        self.out_features, self.in_features = out_features, in_features
+        self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
+        self.spectrum = resolve_spectrum(spectrum, num_blocks)
+        self.init, self.num_blocks = init, num_blocks
+        k_u, k_v = self.num_reflectors
+        p = min(out_features, in_features)
+        batch = () if num_blocks is None else (num_blocks,)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.left = nn.Parameter(torch.empty(*batch, k_u, out_features, **options))
+        raw = nn.Parameter(torch.empty(*batch, p, **options)) if self.spectrum.trainable else None
+        self.register_parameter("raw_singular_values", raw)
+        self.right = nn.Parameter(torch.empty(*batch, k_v, in_features, **options))
+        self.register_buffer("signs", torch.empty(*batch, p, **options))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: Generator | None = None) -> None:
+        """Draws reflectors by ``init`` and sets σ to the initial value of the spectrum."""
+        reset_reflectors_(self.left, self.right, self.init, generator)
+        raw = self.raw_singular_values
+        if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
+            for spectrum, row in zip(self.spectrum, raw, strict=True):
+                row.fill_(_initial_raw(spectrum))
+        elif isinstance(self.spectrum, Spectrum) and raw is not None:
+            raw.fill_(_initial_raw(self.spectrum))
+        self.signs.fill_(1)
+
+    def extra_repr(self) -> str:
+        blocks = "" if self.num_blocks is None else f", num_blocks={self.num_blocks}"
+        return (
+            f"out_features={self.out_features}, in_features={self.in_features}, "
+            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}{blocks}"
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(m, n), or (num_blocks, m, n)."""
+        blocks = () if self.num_blocks is None else (self.num_blocks,)
+        return (*blocks, self.out_features, self.in_features)
+
+    @property
+    def singular_values(self) -> Tensor:
+        """σ of shape ([num_blocks,] p), unsorted and differentiable, float32 at least."""
+        compute_tensors(self)
+        return spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
+
+    @property
+    def factors(self) -> HouseholderSVD:
+        """W as an operator; outside :func:`cached` every access converts the raw σ̂ anew."""
+        # Most layers read the factors without a call.
+        compute_tensors(self)
+        given = self.left, self.raw_singular_values, self.right, self.signs
+        if not is_cached(*given):
+            return self._factors()
+
+        def make() -> HouseholderSVD:
+            return self._factors(functools.partial(CachedSVD, sources=given))
+
+        return formed_once(self, "factors", given, make, self.spectrum)
+
+    def _factors(self, make: Callable[..., HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
+        # FSDP's mixed precision casts parameters, not buffers.
+        signs = self.signs.to(self.left.dtype)
+        sigma = spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
+        return make(self.left, sigma, self.right, signs=signs, triangular=True)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W x + b for every vector along the last dimension, (..., n) -> (..., m), dtype of x.
+
+        With blocks as ``torch.matmul(x, W.mT)``: (B, n) or (num_blocks, B, n) gives
+        (num_blocks, B, m).
+        """
+        return self.factors.apply(x, bias)
+
+    def to_dense(self) -> Tensor:
+        """W of shape ([num_blocks,] m, n), differentiable, float32 at least."""
+        return self.factors.to_dense()
+
+    @torch.no_grad()
+    def set_dense_(self, w: Tensor, out_of_bounds: str = "raise") -> SVDWeight:
+        """Sets the parameters so that W is a given matrix.
+
+        Args:
+            w: The matrix, shape ``(m, n)``, or ``(num_blocks, m, n)``.
+            out_of_bounds: "raise", or "clip" to move singular values into the bounds of the
+                spectrum, a thousandth of its width inside, where the spectrum still has a slope.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            TypeError: if ``w`` is not a real floating point tensor.
+            ValueError: if the shape differs, a singular value is out of bounds, or there are too
+                few reflectors for this matrix (a general one needs all). Nothing is changed then.
+        """
+        for name, tensor in self.dense_state(w, out_of_bounds).items():
+            assign_(getattr(self, name), tensor)
+        return self
+
+    @torch.no_grad()
+    def set_spectrum_(
+        self, spectrum: Spectrum | Sequence[Spectrum], out_of_bounds: str = "raise"
+    ) -> SVDWeight:
+        """Sets other bounds: U, V and each σ within them stay.
+
+        A negative σ becomes a sign where -σ is nearer to the bounds. Where only one spectrum has a
+        parameter, ``raw_singular_values`` comes or goes, and an optimizer has to be made anew.
+
+        Args:
+            spectrum: Map from raw parameter to σ, or a sequence of one per matrix.
+            out_of_bounds: "raise", or "clip" to move singular values into the new bounds, a
+                thousandth of their width inside.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            TypeError: if ``spectrum`` is not a Spectrum.
+            ValueError: if a singular value is out of bounds. Nothing is changed then.
+
+        Example:
+            >>> weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(center=1.0, margin=0.5))
+            >>> weight.set_spectrum_(SigmoidSpectrum(center=1.0, margin=0.1)).spectrum
+            SigmoidSpectrum(center=1.0, margin=0.1, scale=1.0)
+        """
+        check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
+        new = resolve_spectrum(spectrum, self.num_blocks)
+        sigma, signs = self.singular_values, self.signs.to(full_precision(self.signs.dtype))
+        raw, signs = parameters_from_sigma(sigma, signs, new, out_of_bounds)
+        if raw is None or self.raw_singular_values is None:
+            options = {"requires_grad": self.left.requires_grad}
+            made = None if raw is None else nn.Parameter(raw.to(self.left.dtype), **options)
+            self.register_parameter("raw_singular_values", made)
+        else:
+            assign_(self.raw_singular_values, raw)
+        self.signs.copy_(signs)
+        self.spectrum = new
+        return self
+
+    def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
+        """What :meth:`set_dense_` sets, by the names of the state dict."""
+        check_floating("w", w)
+        if tuple(w.shape) != self.shape:
+            raise ValueError(f"w must have shape {self.shape}, got {tuple(w.shape)}")
+        values = parameters_from_dense(
+            # On the meta device, for load_state_dict(assign=True), it stays where it is.
+            w if self.left.is_meta else w.to(self.left.device),
+            self.spectrum,
+            self.num_reflectors,
+            out_of_bounds,
+        )
+        names = ("left", "raw_singular_values", "right", "signs")
+        return {
+            name: value.to(self.left.dtype)
+            for name, value in zip(names, values, strict=True)
+            if value is not None
+        }
+
+
+def resolve_spectrum(
+    spectrum: Spectrum | Sequence[Spectrum] | None, num_blocks: int | None = None
+) -> Spectrum | StackedSpectrum:
+    """The default for None; TypeError for anything but a spectrum, or one for each block."""
+    if spectrum is None:
+        return SigmoidSpectrum()
+    if num_blocks is not None and isinstance(spectrum, Sequence | StackedSpectrum):
+        stacked = StackedSpectrum(tuple(spectrum))
+        if len(stacked) != num_blocks:
+            raise ValueError(
+                f"spectrum must be one Spectrum or {num_blocks}, one per matrix, got {len(stacked)}"
+            )
+        return stacked
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(
+            "spectrum must be a Spectrum such as SigmoidSpectrum(center=1.0, margin=0.01), "
+            f"got {spectrum!r}"
+        )
+    return spectrum
+
+
+def reset_reflectors_(
+    left: Tensor, right: Tensor, init: str, generator: Generator | None = None
+) -> None:
+    """Draws reflectors by the initialiser called ``init``."""
+    if is_sharded(left):
+        whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (left, right)]
+        reset_reflectors_(whole[0], whole[1], init, generator)
+        assign_(left, whole[0])
+        assign_(right, whole[1])
+    elif init == "haar":
+        reflector_init.haar_(left, generator=generator)
+        reflector_init.haar_(right, generator=generator)
+    else:
+        getattr(reflector_init, f"{init}_")(left, right, generator=generator)
+
+
+def _initial_raw(spectrum: Spectrum) -> float:
+    # On the CPU even where torch.device("meta") is the default, since a value is needed.
+    initial = torch.tensor([spectrum.initial], dtype=torch.float64, device="cpu")
+    return spectrum.inverse(initial).item()

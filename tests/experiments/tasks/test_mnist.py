@@ -1,0 +1,150 @@
+import gzip
+
+import pytest
+import torch
+
+from spectral_triton.experiments.errors import DataError, UsageError
+from spectral_triton.experiments.tasks.mnist import PixelMNIST, read_digits, read_idx
+from spectral_triton.experiments.tasks.storage import DataFolder
+
+
+def make(digits, **options):
+    options = {"rows": False, "permuted": False, "seed": 0, **options}
+    return PixelMNIST(digits, 4, dtype=torch.float32, **options)
+
+
+def write(path, *parts):
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_idx_values_and_shape(tmp_path):
+    path = write(tmp_path / "a", b"\0\0\x08\x02", b"\0\0\0\x02\0\0\0\x03", bytes(range(6)))
+    values = read_idx(path)
+    assert values.dtype == torch.uint8
+    assert values.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an idx file"),
+        (b"\0\0\x08", "not an idx file"),
+        (b"\x01\0\x08\x01\0\0\0\x01\0", "not an idx file"),
+        (b"\0\0\x0d\x01\0\0\0\x01\0", "not an idx file"),
+        (b"\0\0\x08\x03\0\0\0\x01", "inside its header"),
+        (b"\0\0\x08\x01\0\0\0\x03\0\0", "holds 2 values, but says it has 3"),
+        (b"\0\0\x08\x01\0\0\0\x03\0\0\0\0", "holds 4 values, but says it has 3"),
+        (b"\0\0\x08\x01\0\0\0\0", "empty"),
+    ],
+)
+def test_damaged_idx_is_refused(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        read_idx(write(tmp_path / "a", content))
+
+
+def test_digits_are_read_whole(tiny_digits):
+    digits = read_digits(DataFolder(tiny_digits.parent))
+    assert digits["train"].sequences.shape == (36, 4, 3)
+    assert digits["test"].labels.tolist() == list(range(10))
+
+
+def test_damaged_digits_are_refused(tiny_digits):
+    path = tiny_digits / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[-1] ^= 1
+    path.write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(DataError, match=r"t10k-images.*sha256"):
+        read_digits(DataFolder(tiny_digits.parent))
+
+
+def test_missing_digits_are_named(tiny_digits):
+    (tiny_digits / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(
+        DataError, match=r"missing mnist data: train-labels-idx1-ubyte \(or.*--download"
+    ):
+        read_digits(DataFolder(tiny_digits.parent))
+
+
+def test_images_and_labels_must_belong_together(tiny_digits, monkeypatch):
+    from spectral_triton.experiments.tasks import mnist
+
+    monkeypatch.setattr(mnist, "FILES", dict.fromkeys(mnist.FILES))
+    labels = tiny_digits / "train-labels-idx1-ubyte.gz"
+    labels.write_bytes((tiny_digits / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    with pytest.raises(DataError, match="not images and their labels"):
+        read_digits(DataFolder(tiny_digits.parent))
+    labels.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x24" + bytes([10] * 36)))
+    with pytest.raises(DataError, match="label 10"):
+        read_digits(DataFolder(tiny_digits.parent))
+
+
+def test_download_fetches_what_is_missing(tiny_digits, tmp_path, server):
+    folder, address = server
+    for path in tiny_digits.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    kept = tmp_path / "new" / "mnist" / "t10k-labels-idx1-ubyte.gz"
+    kept.parent.mkdir(parents=True)
+    (folder / kept.name).rename(kept)
+    data = DataFolder(tmp_path / "new", download=True, mirror=f"{address}/")
+    fetched, expected = read_digits(data), read_digits(DataFolder(tiny_digits.parent))
+    for split in ("train", "test"):
+        assert torch.equal(fetched[split].sequences, expected[split].sequences)
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(kept.read_bytes())
+    (kept.parent / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte.gz sent was thrown away"):
+        read_digits(data)
+    assert not (kept.parent / "train-labels-idx1-ubyte.gz").exists()
+
+
+def test_pixels_one_by_one(tiny_digits):
+    digits = read_digits(DataFolder(tiny_digits.parent))
+    task = make(digits)
+    assert (task.input_size, task.output_size, task.steps_per_epoch) == (1, 10, 9)
+    (batch,) = task.batches("test")
+    assert batch.inputs.shape == (12, 10, 1)
+    expected = digits["test"].sequences.reshape(10, 12).t() / 255
+    torch.testing.assert_close(batch.inputs[..., 0], expected, check_dtype=False)
+    assert batch.targets.tolist() == list(range(10))
+
+
+def test_rows(tiny_digits):
+    digits = read_digits(DataFolder(tiny_digits.parent))
+    (batch,) = make(digits, rows=True).batches("test")
+    assert batch.inputs.shape == (4, 10, 3)
+    expected = digits["test"].sequences.transpose(0, 1) / 255
+    torch.testing.assert_close(batch.inputs, expected, check_dtype=False)
+
+
+def test_permutation_is_one_for_all_images_splits_and_seeds(tiny_digits):
+    digits = read_digits(DataFolder(tiny_digits.parent))
+    plain, first, second = (
+        next(iter(make(digits, permuted=permuted, seed=seed).batches("test"))).inputs
+        for permuted, seed in ((False, 0), (True, 0), (True, 1))
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, plain)
+    order = make(digits, permuted=True).permutation
+    assert torch.equal(first, plain[order])
+    assert order.sort().values.tolist() == list(range(12))
+    with pytest.raises(UsageError, match="--permuted"):
+        make(digits, rows=True, permuted=True)
+
+
+def test_validation_is_taken_from_training(tiny_digits):
+    digits = read_digits(DataFolder(tiny_digits.parent))
+    tasks = [make(digits, seed=seed) for seed in (0, 0, 1)]
+    assert [len(tasks[0].splits[s]) for s in ("train", "validation", "test")] == [33, 3, 10]
+    held_out = [task.splits["validation"].sequences for task in tasks]
+    assert torch.equal(held_out[0], held_out[1])
+    assert not torch.equal(held_out[0], held_out[2])
+    both = torch.cat([tasks[0].splits[s].sequences.flatten(1) for s in ("train", "validation")])
+    original = digits["train"].sequences.flatten(1)
+    assert sorted(both.tolist()) == sorted(original.tolist())
+
+
+def test_real_digits(real_data):
+    task = make(read_digits(real_data))
+    assert [len(task.splits[s]) for s in ("train", "validation", "test")] == [55000, 5000, 10000]
+    assert next(iter(task.batches("test"))).inputs.shape == (784, 250, 1)
+    assert task.splits["test"].labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
