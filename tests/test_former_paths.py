@@ -29,11 +29,13 @@ def test_pickled_models_compute_what_they_did(saved):
 def test_saved_states_fit_the_models_of_today(saved):
     for name, (x, expected) in saved["calls"].items():
         model = saved["models"][name]
+        # The file holds each tensor once, for the model and for its state.
+        state = {key: value.clone() for key, value in saved["states"][name].items()}
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.zero_()
+                parameter.mul_(-0.5)
         assert not torch.allclose(output(model, x), expected), name
-        model.load_state_dict(saved["states"][name], strict=True)
+        model.load_state_dict(state, strict=True)
         torch.testing.assert_close(output(model, x), expected, msg=name)
 
 
