@@ -7,6 +7,10 @@ keeps U and V orthogonal. Leading dimensions are batches of independent draws.
 Every reflector begins about as long as a row of standard normal numbers, :math:`\sqrt{n - i}`. Its
 length has no meaning for W, but one for the optimizer: a step of Adam, which moves each entry by
 about the learning rate, turns a reflector of this length by about that many radians.
+
+A row of zeros is the identity, and a point where W jumps: the smallest change makes it a
+reflection. :func:`flip_zero_rows_` removes those that the functions here leave, which have no signs
+to absorb a flip; the layers do so at their start.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ def haar_(reflectors: Tensor, *, generator: Generator | None = None) -> Tensor:
     # x_i - |x| without cancellation where x_i > 0.
     new_head = torch.where(head > 0, -tail / (head + norm), head - norm)
     x.diagonal(dim1=-2, dim2=-1).copy_(new_head)
-    return reflectors.copy_(x)
+    return reflectors.copy_(_long_enough(x))
 
 
 def identity_(left: Tensor, right: Tensor, *, generator: Generator | None = None) -> None:
@@ -139,6 +143,38 @@ def cayley_(left: Tensor, right: Tensor, *, generator: Generator | None = None) 
     _rotations_(left, right, (0.0, math.pi / 2), generator)
 
 
+@torch.no_grad()
+def flip_zero_rows_(left: Tensor, right: Tensor, signs: Tensor) -> None:
+    r"""Replaces rows of zeros by reflectors that change nothing: each flips a sign of ``signs``.
+
+    .. math:: U \,\mathrm{diag}(s) = U' \,\mathrm{diag}(s'), \qquad v'_i = \sqrt{n - i}\; e_i,
+        \quad s'_i = -s_i \quad\text{where}\quad v_i = 0
+
+    :math:`H(e_i)` commutes with the reflectors that follow, whose entry i is zero, so that W stays
+    what it is, and is continuous in its reflectors afterwards.
+
+    Args:
+        left: Triangular reflectors of U, shape ``(..., k_u, m)``, changed in place.
+        right: Triangular reflectors of V, shape ``(..., k_v, n)``, changed in place.
+        signs: ±1 of shape ``(..., p)`` with p of at least k_u and k_v, changed in place.
+
+    Example:
+        >>> left, right, signs = torch.zeros(2, 3), torch.ones(1, 3), torch.ones(3)
+        >>> flip_zero_rows_(left, right, signs)
+        >>> signs
+        tensor([-1., -1.,  1.])
+    """
+    for reflectors in (left, right):
+        k = reflectors.shape[-2]
+        if k == 0:
+            continue
+        zero = (reflectors.triu() == 0).all(-1)
+        heads = reflectors.diagonal(dim1=-2, dim2=-1)
+        heads.copy_(torch.where(zero, usual_length(reflectors).to(reflectors.dtype), heads))
+        own = signs[..., :k]
+        own.copy_(torch.where(zero, -own, own))
+
+
 def usual_length(reflectors: Tensor) -> Tensor:
     """What each row of ``(..., k, n)`` begins with: :math:`\\sqrt{n - i}`, shape ``(k,)``."""
     k, n = reflectors.shape[-2:]
@@ -162,7 +198,7 @@ def _rotations_(
     p = min(m, n)
     batch, common, most = left.shape[:-2], min(k_u, k_v), max(k_u, k_v)
     planes = 0 if angles is None else min(common, p // 2)
-    rows = _normal((*batch, most, p), left, generator).triu()
+    rows = _long_enough(_normal((*batch, most, p), left, generator).triu())
     # Reflectors at common and common + 1 are equal, and so on: H(v) H(v) = I.
     pairs = max(min(most, p) - common, 0) // 2
     first = common + 2 * torch.arange(pairs, device=left.device)
@@ -185,6 +221,16 @@ def _set_planes(reflectors: Tensor, angle: Tensor) -> None:
     reflectors[..., : len(i), :] = 0
     reflectors[..., i, 2 * i] = (length * angle.cos()).to(reflectors.dtype)
     reflectors[..., i, 2 * i + 1] = (length * angle.sin()).to(reflectors.dtype)
+
+
+def _long_enough(rows: Tensor) -> Tensor:
+    """Rows (..., k, n) of which none but zeros is shorter than half the usual length.
+
+    A change turns a short row by a large angle, and W with it.
+    """
+    length, usual = torch.linalg.vector_norm(rows, dim=-1), usual_length(rows)
+    short = (length > 0) & (length < usual / 2)
+    return rows * torch.where(short, usual / length, 1).unsqueeze(-1)
 
 
 def _check(name: str, reflectors: Tensor) -> None:

@@ -274,11 +274,12 @@ class _SVD(SpectrumRecord):
         k_u, k_v = self.num_reflectors
         left = torch.empty(self.num_blocks, k_u, blocks.shape[1], **options)
         right = torch.empty(self.num_blocks, k_v, blocks.shape[2], **options)
-        reset_reflectors_(left, right, "haar")
+        signs = torch.empty_like(self.signs)
+        reset_reflectors_(left, right, signs, "haar")
         assert isinstance(self.spectrum, Spectrum)
         initial = torch.full(self.signs.shape, self.spectrum.initial, **options)
         raw = self.spectrum.inverse(initial) if self.spectrum.trainable else None
-        return left, raw, right, torch.ones_like(self.signs)
+        return left, raw, right, signs
 
     def extra_repr(self) -> str:
         return (

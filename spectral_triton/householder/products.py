@@ -213,8 +213,8 @@ def reflectors_from_orthogonal(q: Tensor) -> tuple[Tensor, Tensor]:
         q: Orthonormal columns, shape ``(..., n, p)`` with ``p <= n``.
 
     Returns:
-        Reflectors of shape ``(..., p, n)`` in triangular form, with zero rows where the identity
-        suffices, and signs of shape ``(..., p)``.
+        Reflectors of shape ``(..., p, n)`` in triangular form and signs of shape ``(..., p)``. No
+        row is zero: where the identity would do, the row flips its coordinate, and the sign too.
 
     Raises:
         TypeError: if ``q`` is not a real floating-point tensor.
@@ -245,9 +245,11 @@ def reflectors_from_orthogonal(q: Tensor) -> tuple[Tensor, Tensor]:
     if q.numel() == 0:
         return q.mT.clone(), q.new_ones((*q.shape[:-2], p))
     packed, tau = torch.geqrf(work)
+    # LAPACK leaves out the reflector of a column that is in order (tau = 0). Here it is H(e), which
+    # commutes with all that follow: a row of zeros would become a reflection at the first change.
     reflectors = packed.mT.triu(1) + torch.eye(p, n, dtype=work.dtype, device=q.device)
-    reflectors = reflectors * (tau != 0).unsqueeze(-1)
-    signs = torch.where(packed.diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
+    negative = (packed.diagonal(dim1=-2, dim2=-1) < 0) ^ (tau == 0)
+    signs = torch.where(negative, -1, 1)
     return reflectors.to(q.dtype), signs.to(q.dtype)
 
 

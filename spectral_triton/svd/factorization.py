@@ -123,8 +123,7 @@ def _distance(values: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 def _lengthened(reflectors: Tensor) -> Tensor:
     """The same reflectors about as long as drawn ones, for an optimizer; exact, by powers of 2."""
-    norm = torch.linalg.vector_norm(reflectors, dim=-1)
-    ratio = torch.where(norm > 0, usual_length(reflectors) / norm, 1)
+    ratio = usual_length(reflectors) / torch.linalg.vector_norm(reflectors, dim=-1)
     return torch.ldexp(reflectors, ratio.log2().round().unsqueeze(-1))
 
 

@@ -123,14 +123,13 @@ class SVDWeight(SpectrumRecord):
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
         """Draws reflectors by ``init`` and sets σ to the initial value of the spectrum."""
-        reset_reflectors_(self.left, self.right, self.init, generator)
+        reset_reflectors_(self.left, self.right, self.signs, self.init, generator)
         raw = self.raw_singular_values
         if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
             for spectrum, row in zip(self.spectrum, raw, strict=True):
                 row.fill_(_initial_raw(spectrum))
         elif isinstance(self.spectrum, Spectrum) and raw is not None:
             raw.fill_(_initial_raw(self.spectrum))
-        self.signs.fill_(1)
 
     def extra_repr(self) -> str:
         blocks = "" if self.num_blocks is None else f", num_blocks={self.num_blocks}"
@@ -286,19 +285,23 @@ def resolve_spectrum(
 
 
 def reset_reflectors_(
-    left: Tensor, right: Tensor, init: str, generator: Generator | None = None
+    left: Tensor, right: Tensor, signs: Tensor, init: str, generator: Generator | None = None
 ) -> None:
-    """Draws reflectors by the initialiser called ``init``."""
+    """Draws reflectors by the initialiser called ``init``, none of them zero, and signs for it."""
+    given = left, right, signs
     if is_sharded(left):
-        whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (left, right)]
-        reset_reflectors_(whole[0], whole[1], init, generator)
-        assign_(left, whole[0])
-        assign_(right, whole[1])
-    elif init == "haar":
+        whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given]
+        reset_reflectors_(whole[0], whole[1], whole[2], init, generator)
+        for tensor, value in zip(given, whole, strict=True):
+            assign_(tensor, value)
+        return
+    if init == "haar":
         reflector_init.haar_(left, generator=generator)
         reflector_init.haar_(right, generator=generator)
     else:
         getattr(reflector_init, f"{init}_")(left, right, generator=generator)
+    signs.fill_(1)
+    reflector_init.flip_zero_rows_(left, right, signs)
 
 
 def _initial_raw(spectrum: Spectrum) -> float:

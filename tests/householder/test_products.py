@@ -326,13 +326,14 @@ def test_reflectors_of_an_orthogonal_matrix(n, p, dtype):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_diagonal_signs_need_no_reflectors(n):
+def test_diagonal_signs_take_reflectors_of_one_coordinate_each(n):
     for signs in itertools.product([-1.0, 1.0], repeat=n):
         q = torch.diag(torch.tensor(signs))
         v, found = reflectors_from_orthogonal(q)
         close(product_oracle(v) * found, q, atol=1e-15)
-        assert (v == 0).all()
-        assert torch.equal(found, q.diagonal())
+        # H(e_i) H(e_j) ... flips every coordinate, once.
+        assert torch.equal(v, torch.eye(n))
+        assert torch.equal(found, -q.diagonal())
 
 
 def test_reflections_come_back_with_positive_determinant_or_sign():
