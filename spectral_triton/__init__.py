@@ -17,10 +17,12 @@ from spectral_triton.layers import (
 )
 from spectral_triton.models import (
     ConversionReport,
+    RebaseEvery,
     bake,
     convert,
     lipschitz_constant,
     parameter_groups,
+    rebase_,
 )
 from spectral_triton.recurrence import spectral_recurrence
 from spectral_triton.recurrent import (
@@ -47,6 +49,7 @@ __all__ = [  # noqa: RUF022 (SVDMLP is no constant)
     "ConversionReport",
     "FixedSpectrum",
     "HouseholderSVD",
+    "RebaseEvery",
     "SVDConv1d",
     "SVDConv2d",
     "SVDConv3d",
@@ -74,6 +77,7 @@ __all__ = [  # noqa: RUF022 (SVDMLP is no constant)
     "lipschitz_constant",
     "parameter_groups",
     "parametrizations",
+    "rebase_",
     "reflectors_from_orthogonal",
     "spectral_recurrence",
     "use_backend",

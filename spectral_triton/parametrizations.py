@@ -16,15 +16,13 @@ from spectral_triton.runtime.validation import (
     check_choice,
     check_floating,
     check_integer,
-    full_precision,
     resolve_num_reflectors,
 )
 from spectral_triton.spectra.record import SpectrumRecord
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.svd.factorization import TooFewReflectorsError
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.parameters import parameters_from_dense, spectrum_values
-from spectral_triton.svd.weight import reset_reflectors_, resolve_spectrum
+from spectral_triton.svd.weight import resolve_spectrum
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,9 +47,9 @@ def svd(
     the square root of the kernel's area. A weight that is tied to another is so no longer.
 
     A weight within the bounds is kept. Otherwise its singular values are clipped, U and V are kept.
-    With fewer than min(m, n) reflectors a general weight cannot be written at all: it is replaced
-    by a random one, uniform U and V with σ at the initial value of the spectrum. Assigning to
-    ``module.<name>`` later obeys ``out_of_bounds`` and raises where the reflectors do not suffice.
+    Where there are fewer reflectors than the weight needs, its singular vectors become a base that
+    they start from, two parameters without gradient, see :class:`SVDWeight`. Assigning to
+    ``module.<name>`` later obeys ``out_of_bounds``.
 
     W is formed at each access, at 4 p (m k_u + n k_v) operations; use :func:`cached` or
     ``torch.nn.utils.parametrize.cached()`` where a weight is read several times, as
@@ -117,7 +115,6 @@ def svd(
         )
     parametrization = _SVD(weight, num_reflectors, spectrum, num_blocks, out_of_bounds)
     parametrize.register_parametrization(module, name, parametrization)
-    parametrization.is_registered = True
     if isinstance(module, nn.RNNBase):
         module.register_forward_hook(release_flat_weights)
     return module
@@ -136,6 +133,21 @@ def svd_blocks(module: nn.Module, name: str) -> int:
     """Of how many matrices a tensor in SVD form is stacked."""
     chains: Any = module.parametrizations
     return chains[name][0].num_blocks
+
+
+def svd_bases(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Reflectors and base of each side of the tensors of a module that have one."""
+    chains: Any = getattr(module, "parametrizations", {})
+    found = []
+    for name in svd_names(module):
+        own, originals = chains[name][0], chains[name]
+        for base, reflectors in (
+            (own.left_base, originals.original0),
+            (own.right_base, originals.original1),
+        ):
+            if base is not None:
+                found.append((reflectors, base))
+    return found
 
 
 def svd_singular_values(module: nn.Module, name: str) -> Tensor | None:
@@ -211,9 +223,11 @@ def release_flat_weights(module: nn.RNNBase, *_: object) -> None:
 
 
 class _SVD(SpectrumRecord):
-    """Forward: parameters to weight; right inverse: weight to parameters, and the signs buffer."""
+    """Forward: parameters to weight; right inverse: weight to parameters, signs and bases."""
 
     signs: Tensor
+    left_base: nn.Parameter | None
+    right_base: nn.Parameter | None
 
     def __init__(
         self,
@@ -230,9 +244,14 @@ class _SVD(SpectrumRecord):
         self.num_reflectors = resolve_num_reflectors(num_reflectors, m, n)
         self.spectrum = resolve_spectrum(spectrum)
         self.out_of_bounds = out_of_bounds
-        self.is_registered = False
         ones = torch.ones(num_blocks, min(m, n), dtype=weight.dtype, device=weight.device)
         self.register_buffer("signs", ones)
+        self._set_bases(None, None)
+
+    def _set_bases(self, *bases: Tensor | None) -> None:
+        for name, base in zip(("left_base", "right_base"), bases, strict=True):
+            made = None if base is None else nn.Parameter(base, requires_grad=False)
+            self.register_parameter(name, made)
 
     def _blocks(self, weight: Tensor) -> Tensor:
         return weight.flatten(1).unflatten(0, (self.num_blocks, -1))
@@ -241,12 +260,21 @@ class _SVD(SpectrumRecord):
         def make() -> Tensor:
             return self._form(left, right, raw)
 
-        return formed_once(self, "weight", (left, right, raw, self.signs), make, self.spectrum)
+        made_of = (left, right, raw, self.signs, self.left_base, self.right_base)
+        return formed_once(self, "weight", made_of, make, self.spectrum)
 
     def _form(self, left: Tensor, right: Tensor, raw: Tensor | None) -> Tensor:
         sigma = spectrum_values(self.spectrum, raw, self.signs)
         signs = self.signs.to(left.dtype)
-        factors = HouseholderSVD(left, sigma, right, signs=signs, triangular=True)
+        factors = HouseholderSVD(
+            left,
+            sigma,
+            right,
+            signs=signs,
+            triangular=self.left_base is None,
+            left_base=self.left_base,
+            right_base=self.right_base,
+        )
         return factors.to_dense().to(left.dtype).reshape(self.weight_shape)
 
     @torch.no_grad()
@@ -256,30 +284,17 @@ class _SVD(SpectrumRecord):
             raise ValueError(
                 f"weight must have shape {tuple(self.weight_shape)}, got {tuple(weight.shape)}"
             )
-        try:
-            left, raw, right, signs = parameters_from_dense(
-                self._blocks(weight), self.spectrum, self.num_reflectors, self.out_of_bounds
-            )
-        except TooFewReflectorsError:
-            if self.is_registered:
-                raise
-            left, raw, right, signs = self._random(weight)
+        left, raw, right, signs, *bases = parameters_from_dense(
+            self._blocks(weight),
+            self.spectrum,
+            self.num_reflectors,
+            self.out_of_bounds,
+            "if needed" if self.left_base is None else "always",
+        )
         self.signs.copy_(signs)
+        self._set_bases(*bases)
         parameters = (left, right) if raw is None else (left, right, raw)
         return tuple(parameter.to(weight.dtype) for parameter in parameters)
-
-    def _random(self, weight: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        blocks = self._blocks(weight)
-        options: dict[str, Any] = {"dtype": full_precision(weight.dtype), "device": weight.device}
-        k_u, k_v = self.num_reflectors
-        left = torch.empty(self.num_blocks, k_u, blocks.shape[1], **options)
-        right = torch.empty(self.num_blocks, k_v, blocks.shape[2], **options)
-        signs = torch.empty_like(self.signs)
-        reset_reflectors_(left, right, signs, "haar")
-        assert isinstance(self.spectrum, Spectrum)
-        initial = torch.full(self.signs.shape, self.spectrum.initial, **options)
-        raw = self.spectrum.inverse(initial) if self.spectrum.trainable else None
-        return left, raw, right, signs
 
     def extra_repr(self) -> str:
         return (

@@ -65,6 +65,12 @@ MADE = {
     "parametrization, few": lambda: parametrizations.svd(nn.Linear(5, 5), num_reflectors=(5, 2)),
     "gates": lambda: parametrizations.svd(nn.LSTM(2, 4), "weight_hh_l0", num_blocks=4),
     "from_linear": lambda: SVDLinear.from_linear(nn.Linear(12, 8), spectrum=WIDE),
+    "from_linear, few": lambda: SVDLinear.from_linear(
+        nn.Linear(6, 9), spectrum=WIDE, num_reflectors=(3, 2)
+    ),
+    "linear, base": lambda: SVDLinear(7, 5, num_reflectors=3, base="haar"),
+    "rnn, base": lambda: SpectralRNN(3, 6, num_reflectors=(2, 5), base="haar"),
+    "lstm, base": lambda: SpectralLSTM(3, 6, num_reflectors=2, base="haar"),
     "from_conv": lambda: SVDConv2d.from_conv(nn.Conv2d(2, 3, 3), spectrum=WIDE),
     "from_lstm": lambda: SpectralLSTM.from_lstm(nn.LSTM(3, 5), spectrum=WIDE),
     "from_gru": lambda: SpectralGRU.from_gru(nn.GRU(3, 5), spectrum=WIDE),
@@ -117,7 +123,9 @@ def test_no_row_is_zero(name):
     rows += [p for n, p in module.named_parameters() if n.endswith(("original0", "original1"))]
     assert rows
     for parameter in rows:
-        length = torch.linalg.vector_norm(parameter.triu(), dim=-1)
+        # With a base whole rows act.
+        based = any(n.endswith("_base") for n, _ in module.named_parameters())
+        length = torch.linalg.vector_norm(parameter if based else parameter.triu(), dim=-1)
         usual = torch.arange(parameter.shape[-1], 0, -1).sqrt()[: parameter.shape[-2]]
         assert (length > 0.49 * usual).all()
 

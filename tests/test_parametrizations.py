@@ -173,17 +173,24 @@ def test_blocks_have_singular_values_of_their_own():
 
 
 @pytest.mark.parametrize("spectrum", [None, FixedSpectrum(2.0), SoftplusSpectrum(0.5)], ids=repr)
-def test_few_reflectors_start_afresh(spectrum):
-    module = svd(nn.Linear(6, 5), num_reflectors=(2, 3), spectrum=spectrum)
+def test_few_reflectors_start_from_a_base(spectrum):
+    plain = nn.Linear(6, 5)
+    U, sigma, Vh = torch.linalg.svd(plain.weight.detach(), full_matrices=False)
+    module = svd(plain, num_reflectors=(2, 3), spectrum=spectrum)
     originals = module.parametrizations.weight
     assert originals.original0.shape == (1, 2, 5)
     assert originals.original1.shape == (1, 3, 6)
     assert hasattr(originals, "original2") == (not isinstance(spectrum, FixedSpectrum))
-    initial = 1.0 if spectrum is None else spectrum.initial
-    torch.testing.assert_close(singular_values(module, "weight"), torch.full((1, 5), initial))
-    with pytest.raises(ValueError, match=r"num_reflectors = \(2, 3\) is too small"):
-        module.weight = torch.linalg.qr(torch.randn(5, 6).mT).Q.mT * initial
-    assert within(module, "weight", center=initial, margin=1e-12)
+    low, high = (0.99, 1.01) if spectrum is None else spectrum.bounds
+    inset = 0.0 if low == high else 1e-3 * (min(high, 1.02) - low if high < 2 else 1.0)
+    clipped = sigma.clamp(low + inset, high - inset)
+    torch.testing.assert_close(module.weight, U @ clipped.diag() @ Vh, rtol=0, atol=1e-13)
+    module.weight.sum().backward()
+    assert (originals.original0.grad.norm(dim=-1) > 1e-6).all()
+    assert not any(p.requires_grad for n, p in module.named_parameters() if n.endswith("_base"))
+    given = torch.linalg.qr(torch.randn(5, 6).mT).Q.mT * (2.0 if low == 2 else 1.0)
+    module.weight = given
+    torch.testing.assert_close(module.weight, given, rtol=0, atol=1e-13)
     module = nn.Linear(4, 4)
     module.weight.data = torch.diag(torch.tensor([1.004, 1.002, 1.0, 0.998]))
     expected = module.weight.detach().clone()

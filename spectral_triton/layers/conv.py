@@ -18,8 +18,8 @@ class SVDConv1d(SVDConvolution):
     up for it. K is formed at each call, at
     :math:`4 p (m k_u + n k_v)` operations for m × n per group, p = min(m, n). All arithmetic is in
     float32 at least, whatever the dtype of x, of the module, or of autocast; the result has the
-    dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it; it
-    raises where a singular value is out of bounds or fewer reflectors than all are there.
+    dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it, and
+    raises where a singular value is out of bounds.
 
     Args:
         in_channels: Channels of the input.
@@ -35,6 +35,7 @@ class SVDConv1d(SVDConvolution):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side and group: None for all, an int or a pair.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        base: None, or "haar", see :class:`SVDWeight`.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.
@@ -69,8 +70,8 @@ class SVDConv2d(SVDConvolution):
     up for it. K is formed at each call, at
     :math:`4 p (m k_u + n k_v)` operations for m × n per group, p = min(m, n). All arithmetic is in
     float32 at least, whatever the dtype of x, of the module, or of autocast; the result has the
-    dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it; it
-    raises where a singular value is out of bounds or fewer reflectors than all are there.
+    dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it, and
+    raises where a singular value is out of bounds.
 
     Args:
         in_channels: Channels of the input.
@@ -86,6 +87,7 @@ class SVDConv2d(SVDConvolution):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side and group: None for all, an int or a pair.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        base: None, or "haar", see :class:`SVDWeight`.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.
@@ -120,8 +122,8 @@ class SVDConv3d(SVDConvolution):
     up for it. K is formed at each call, at
     :math:`4 p (m k_u + n k_v)` operations for m × n per group, p = min(m, n). All arithmetic is in
     float32 at least, whatever the dtype of x, of the module, or of autocast; the result has the
-    dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it; it
-    raises where a singular value is out of bounds or fewer reflectors than all are there.
+    dtype of x. Loading a state dict with a dense ``weight``, as torch saves it, factors it, and
+    raises where a singular value is out of bounds.
 
     Args:
         in_channels: Channels of the input.
@@ -137,6 +139,7 @@ class SVDConv3d(SVDConvolution):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side and group: None for all, an int or a pair.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        base: None, or "haar", see :class:`SVDWeight`.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.

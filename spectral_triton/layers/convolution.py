@@ -73,6 +73,7 @@ class SVDConvolution(nn.Module):
         *,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
+        base: str | None = None,
     ) -> None:
         super().__init__()
         check_integer("in_channels", in_channels, 1)
@@ -118,6 +119,7 @@ class SVDConvolution(nn.Module):
             device=device,
             dtype=dtype,
             num_blocks=None if groups == 1 else groups,
+            base=base,
         )
         empty = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
@@ -256,7 +258,7 @@ class SVDConvolution(nn.Module):
 
         Args:
             conv: Its kernel, bias, device, dtype and mode are taken over, not shared.
-            num_reflectors: As above; a general kernel needs all.
+            num_reflectors: As above. Fewer than all keep the kernel as well, with a base.
             spectrum: As above.
             out_of_bounds: "raise", or "clip" to move singular values into the bounds.
 

@@ -28,8 +28,8 @@ class SVDLinear(nn.Module):
     vectors and many reflectors W is formed once instead. All arithmetic is in float32 at least,
     whatever the dtype of x, of the module, or of autocast; the result has the dtype of x.
 
-    Loading a state dict with a dense ``weight``, as ``torch.nn.Linear`` saves it, factors it;
-    it raises where a singular value is out of bounds or fewer reflectors than all are there.
+    Loading a state dict with a dense ``weight``, as ``torch.nn.Linear`` saves it, factors it, and
+    raises where a singular value is out of bounds.
 
     Args:
         in_features: Size n of each input vector.
@@ -39,6 +39,8 @@ class SVDLinear(nn.Module):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side: None for all min(m, n), an int or a pair (left, right).
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
+            :class:`SVDWeight`; taken from a given weight wherever it needs one.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of W.
@@ -66,6 +68,7 @@ class SVDLinear(nn.Module):
         *,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
+        base: str | None = None,
     ) -> None:
         super().__init__()
         check_flag("bias", bias)
@@ -76,6 +79,7 @@ class SVDLinear(nn.Module):
             spectrum=spectrum,
             device=device,
             dtype=dtype,
+            base=base,
         )
         self.in_features, self.out_features = in_features, out_features
         empty = torch.empty(out_features, device=device, dtype=dtype) if bias else None
@@ -204,13 +208,14 @@ class SVDLinear(nn.Module):
 
         Args:
             linear: Its weight, bias, device, dtype and mode are taken over, not shared.
-            num_reflectors: As above; a general weight needs all.
+            num_reflectors: As above. Fewer than all keep the weight as well: its singular vectors
+                become the base.
             spectrum: As above.
             out_of_bounds: "raise", or "clip" to move singular values into the bounds.
 
         Raises:
             TypeError: if ``linear`` is not an ``nn.Linear``.
-            ValueError: if a singular value is out of bounds, or there are too few reflectors.
+            ValueError: if a singular value is out of bounds.
 
         Example:
             >>> linear = nn.Linear(4, 3)

@@ -34,6 +34,7 @@ class SVDMLP(nn.Sequential):
         num_reflectors: At most this many per side and layer; None for all.
         spectrum: Of the linear layers; that of :class:`SVDLinear` if None.
         residual_spectrum: Of the blocks; that of :class:`SVDResidualBlock` if None.
+        base: None, or "haar", see :class:`SVDWeight`.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -59,6 +60,7 @@ class SVDMLP(nn.Sequential):
         num_reflectors: int | None = None,
         spectrum: Spectrum | None = None,
         residual_spectrum: Spectrum | None = None,
+        base: str | None = None,
     ) -> None:
         if not isinstance(widths, Sequence) or len(widths) < 2:
             raise ValueError(f"widths must be two sizes or more, got {widths!r}")
@@ -74,6 +76,7 @@ class SVDMLP(nn.Sequential):
                 "device": device,
                 "dtype": dtype,
                 "num_reflectors": reflectors,
+                "base": base,
             }
             is_last = index == len(widths) - 2
             if residual and before == after and not is_last:

@@ -8,5 +8,14 @@ from spectral_triton.models.conversion_report import ConversionReport
 from spectral_triton.models.convert import convert
 from spectral_triton.models.lipschitz import lipschitz_constant
 from spectral_triton.models.parameter_groups import parameter_groups
+from spectral_triton.models.rebase import RebaseEvery, rebase_
 
-__all__ = ["ConversionReport", "bake", "convert", "lipschitz_constant", "parameter_groups"]
+__all__ = [
+    "ConversionReport",
+    "RebaseEvery",
+    "bake",
+    "convert",
+    "lipschitz_constant",
+    "parameter_groups",
+    "rebase_",
+]

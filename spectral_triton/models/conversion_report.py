@@ -18,7 +18,6 @@ class ConvertedLayer:
         sigma_before: Smallest and largest singular value of the weights that got bounds.
         sigma_after: The same, now.
         relative_change: Frobenius norm of the difference of these weights over that of the old.
-        was_reset: Whether the factors were drawn anew, for want of reflectors.
     """
 
     name: str
@@ -29,7 +28,6 @@ class ConvertedLayer:
     sigma_before: tuple[float, float]
     sigma_after: tuple[float, float]
     relative_change: float
-    was_reset: bool
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class ConversionReport:
 
     Example:
         >>> layer = ConvertedLayer(
-        ...     "head", "Linear", "SVDLinear", 20, 40, (0.2, 1.1), (0.99, 1.01), 0.3, False
+        ...     "head", "Linear", "SVDLinear", 20, 40, (0.2, 1.1), (0.99, 1.01), 0.3
         ... )
         >>> print(ConversionReport((layer,), ()))
         name  layer                parameters  sigma before   sigma after  change
@@ -76,7 +74,7 @@ class ConversionReport:
                 f"{layer.parameters_before} -> {layer.parameters_after}",
                 _range(layer.sigma_before),
                 _range(layer.sigma_after),
-                "reset" if layer.was_reset else f"{layer.relative_change:.1%}",
+                f"{layer.relative_change:.1%}",
             )
             for layer in self.converted
         ]

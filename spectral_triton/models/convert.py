@@ -34,7 +34,6 @@ from spectral_triton.recurrent.rnn import SpectralRNN
 from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
 from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.svd.factorization import TooFewReflectorsError
 from spectral_triton.svd.weight import SVDWeight, resolve_spectrum
 
 Types = tuple[type[nn.Module], ...] | list[type[nn.Module]]
@@ -78,7 +77,6 @@ def convert(
     num_reflectors: int | None = None,
     spectrum: Spectrum | None = None,
     out_of_bounds: str = "clip",
-    too_few: str = "raise",
     inplace: bool = False,
 ) -> tuple[nn.Module, ConversionReport]:
     r"""Replaces layers of a trained or fresh model by those with bounded singular values.
@@ -94,11 +92,12 @@ def convert(
     The default spectrum puts every σ within 1 % of 1, far from what a trained weight has, so most
     of it is lost: a wider one keeps more, ``SoftplusSpectrum()`` all but σ below 0.001.
 
-    With fewer than min(m, n) reflectors a general weight cannot be written at all; ``too_few`` says
-    what happens then. Left alone, with the reason in the report, are layers whose weight is shared
-    with another module (a tied embedding), is parametrized, computed by a hook or complex, or has
-    no value yet, weights in SVD form already, and subclasses or layers that were given a forward or
-    members of their own, which may compute something else. Only registered submodules are found,
+    With fewer than min(m, n) reflectors U and V of a weight become its base, which is not trained,
+    and the reflectors start from there, see :class:`SVDWeight`. Left alone, with the reason in the
+    report, are layers whose weight is shared with another module (a tied embedding), is
+    parametrized, computed by a hook or complex, or has no value yet, weights in SVD form already,
+    and subclasses or layers that were given a forward or members of their own, which may compute
+    something else. Only registered submodules are found,
     not those in a Python list. Convert first, then compile and wrap: what ``torch.compile`` was
     given itself goes on with the layer it has seen.
 
@@ -118,8 +117,6 @@ def convert(
         num_reflectors: At most this many per side, all min(m, n) if None.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         out_of_bounds: "clip", or "raise" where a singular value is out of bounds.
-        too_few: Where the reflectors do not suffice for a weight: "raise", "reset" to draw its
-            factors anew, as on construction of the layer, or "skip" to leave the layer as it is.
         inplace: Exchanges the layers inside ``model`` rather than in a deep copy. A model that is
             itself one such layer cannot change its type: use what is returned.
 
@@ -146,7 +143,6 @@ def convert(
     if num_reflectors is not None:
         check_integer("num_reflectors", num_reflectors, 0)
     check_choice("out_of_bounds", out_of_bounds, ("clip", "raise"))
-    check_choice("too_few", too_few, ("raise", "reset", "skip"))
     resolve_spectrum(spectrum)
     if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()):
         raise ValueError("model is in DistributedDataParallel: convert its module, then wrap that")
@@ -171,21 +167,14 @@ def convert(
             reason = "compiled by itself: convert first, then compile"
         if reason is None:
             try:
-                new, was_reset = _build(layer, num_reflectors, spectrum, out_of_bounds, too_few)
-            except TooFewReflectorsError as error:
-                if too_few == "raise":
-                    raise TooFewReflectorsError(
-                        f"{name or 'model'}: {error}; too_few='reset' draws new factors, "
-                        "too_few='skip' leaves the layer as it is"
-                    ) from error
-                reason = str(error)
+                new = _build(layer, num_reflectors, spectrum, out_of_bounds)
             except ValueError as error:
                 raise ValueError(f"{name or 'model'}: {error}") from error
         if reason is not None:
             skipped.append(SkippedLayer(name, type(layer).__name__, reason))
             continue
         replacements[layer] = new
-        converted.append(_compare(name, layer, new, was_reset))
+        converted.append(_compare(name, layer, new))
     for layer, new in replacements.items():
         carry_over(layer, new)
     model = replace_modules(model, replacements)
@@ -266,34 +255,16 @@ def _build(
     num_reflectors: int | None,
     spectrum: Spectrum | None,
     out_of_bounds: str,
-    too_few: str,
-) -> tuple[nn.Module, bool]:
-    """The new layer, and whether its factors had to be drawn anew."""
+) -> nn.Module:
     counterpart, names = COUNTERPARTS[type(layer)], _dense_names(layer)
     limit = min(_matrices(layer, layer._parameters[names[0]]).shape[-2:])
     reflectors = limit if num_reflectors is None else min(num_reflectors, limit)
     options = {"num_reflectors": reflectors, "spectrum": spectrum}
-    try:
-        new, was_reset = counterpart.build(layer, out_of_bounds=out_of_bounds, **options), False
-    except TooFewReflectorsError:
-        if too_few != "reset":
-            raise
-        # The identity takes no reflectors; what it becomes is overwritten.
-        plain = copy_model(layer)
-        with torch.no_grad():
-            for name in names:
-                weight = getattr(plain, name)
-                eye = torch.eye(*_matrices(layer, weight).shape[-2:]).expand_as(
-                    _matrices(layer, weight)
-                )
-                weight.copy_(eye.reshape(weight.shape))
-        new, was_reset = counterpart.build(plain, out_of_bounds="clip", **options), True
-        for module in new.modules():
-            if isinstance(module, SVDWeight):
-                module.reset_parameters()
+    new = counterpart.build(layer, out_of_bounds=out_of_bounds, **options)
     for name in names:
-        _svd_weight(new, name).requires_grad_(layer._parameters[name].requires_grad)
-    return new, was_reset
+        for parameter in _svd_weight(new, name).trained_parameters():
+            parameter.requires_grad_(layer._parameters[name].requires_grad)
+    return new
 
 
 def _svd_weight(new: nn.Module, name: str) -> SVDWeight:
@@ -308,7 +279,7 @@ def _matrices(layer: Any, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(name: str, layer: Any, new: Any, was_reset: bool) -> ConvertedLayer:
+def _compare(name: str, layer: Any, new: Any) -> ConvertedLayer:
     before, after, moved, norm = [], [], 0.0, 0.0
     for tensor in _dense_names(layer):
         old = _matrices(layer, layer._parameters[tensor])
@@ -322,11 +293,13 @@ def _compare(name: str, layer: Any, new: Any, was_reset: bool) -> ConvertedLayer
         old_type=type(layer).__name__,
         new_type=type(new).__name__,
         parameters_before=sum(p.numel() for p in layer.parameters()),
-        parameters_after=sum(p.numel() for p in new.parameters()),
+        # A base is not trained.
+        parameters_after=sum(
+            p.numel() for key, p in new.named_parameters() if not key.endswith("_base")
+        ),
         sigma_before=_range(torch.cat(before)),
         sigma_after=_range(torch.cat(after)),
         relative_change=(moved / norm) ** 0.5 if norm else math.inf if moved else 0.0,
-        was_reset=was_reset,
     )
 
 

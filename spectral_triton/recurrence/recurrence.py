@@ -131,7 +131,8 @@ def run(
             h = activation(z, nonlinearity, negative_slope, bias)
             return h.unsqueeze(0), h.clone()
         form = recurrence_form(x, n, r)
-        if form == "folded" or (form is None and folds(n, r)):
+        folded = form == "folded" or (form is None and folds(n, r))
+        if folded and not factors.has_base:
             scale, p, q = (a.to(dtype) for a in fold(factors))
         else:
             scale, p, q = None, factors.to_dense().to(dtype), None

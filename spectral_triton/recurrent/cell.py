@@ -37,8 +37,14 @@ class RecurrentCell(RecurrentModule):
         num_reflectors: int | Sequence[int] | None,
         spectrum: Spectrum | Sequence[Spectrum] | None,
         init: str,
+        base: str | None,
     ) -> None:
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "init": init}
+        svd = {
+            "num_reflectors": num_reflectors,
+            "spectrum": spectrum,
+            "init": init,
+            "base": base,
+        }
         self._add("", self.input_size, {"device": device, "dtype": dtype}, svd)
 
     @property

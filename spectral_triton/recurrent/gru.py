@@ -55,6 +55,8 @@ class SpectralGRU(RecurrentLayer):
         spectrum: Map to σ, or a sequence of three in the order of the gates;
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
+            :class:`SVDWeight`.
 
     Shape:
         As ``torch.nn.GRU``: input (T, B, input_size), (B, T, input_size), (T, input_size) or a
@@ -98,10 +100,11 @@ class SpectralGRU(RecurrentLayer):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
+        base: str | None = None,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(input_size, hidden_size, *options, init)
-        self._add_all(device, dtype, num_reflectors, spectrum, init)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None

@@ -36,6 +36,8 @@ class SpectralGRUCell(RecurrentCell):
         spectrum: Map to σ, or a sequence of three in the order of the gates (r, z, n);
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
+            :class:`SVDWeight`.
 
     Shape:
         input (B, input_size) or (input_size,), state (B, n) or (n,), zero if not given; returns
@@ -66,9 +68,10 @@ class SpectralGRUCell(RecurrentCell):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
+        base: str | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, init)
-        self._add_all(device, dtype, num_reflectors, spectrum, init)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""

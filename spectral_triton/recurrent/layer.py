@@ -61,8 +61,14 @@ class RecurrentLayer(RecurrentModule):
         num_reflectors: int | Sequence[int] | None,
         spectrum: Spectrum | Sequence[Spectrum] | None,
         init: str,
+        base: str | None,
     ) -> None:
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "init": init}
+        svd = {
+            "num_reflectors": num_reflectors,
+            "spectrum": spectrum,
+            "init": init,
+            "base": base,
+        }
         for index, suffix in enumerate(self._suffixes()):
             first = index < self.num_directions
             features = self.input_size if first else self._state_size * self.num_directions

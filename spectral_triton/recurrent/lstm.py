@@ -62,6 +62,8 @@ class SpectralLSTM(RecurrentLayer):
         spectrum: Map to σ, or a sequence of four in the order of the gates;
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
+            :class:`SVDWeight`.
 
     Shape:
         As ``torch.nn.LSTM``: input (T, B, input_size), (B, T, input_size), (T, input_size) or a
@@ -107,12 +109,13 @@ class SpectralLSTM(RecurrentLayer):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
+        base: str | None = None,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(input_size, hidden_size, *options, init)
         check_integer("proj_size", proj_size, 0, hidden_size - 1)
         self.proj_size = proj_size
-        self._add_all(device, dtype, num_reflectors, spectrum, init)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
 
     @property
     def _state_size(self) -> int:

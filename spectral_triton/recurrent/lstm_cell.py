@@ -37,6 +37,8 @@ class SpectralLSTMCell(RecurrentCell):
         spectrum: Map to σ, or a sequence of four in the order of the gates (i, f, g, o);
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
+            :class:`SVDWeight`.
 
     Shape:
         input (B, input_size) or (input_size,), hx a pair (h, c) of (B, n) or (n,), zero if not
@@ -68,9 +70,10 @@ class SpectralLSTMCell(RecurrentCell):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
+        base: str | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, init)
-        self._add_all(device, dtype, num_reflectors, spectrum, init)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None

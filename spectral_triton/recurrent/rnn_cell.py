@@ -33,6 +33,8 @@ class SpectralRNNCell(RecurrentCell):
         num_reflectors: Reflectors per side: None for all n, an int or a pair (left, right).
         spectrum: Map to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         init: Start of W_hh: "identity", "haar", "henaff" or "cayley".
+        base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
+            :class:`SVDWeight`.
         negative_slope: Slope of leaky_relu below zero.
 
     Shape:
@@ -65,12 +67,13 @@ class SpectralRNNCell(RecurrentCell):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         init: str = "identity",
+        base: str | None = None,
         negative_slope: float = 0.01,
     ) -> None:
         check_nonlinearity(nonlinearity, negative_slope)
         super().__init__(input_size, hidden_size, bias, init)
         self.nonlinearity, self.negative_slope = nonlinearity, negative_slope
-        self._add_all(device, dtype, num_reflectors, spectrum, init)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
 
     def _plain_shapes(self, features: int) -> dict[str, tuple[int, ...]]:
         shapes = super()._plain_shapes(features)

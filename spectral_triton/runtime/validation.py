@@ -135,12 +135,19 @@ def broadcast_batch(*shapes: torch.Size) -> torch.Size:
 
 
 def check_factors(
-    left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
+    left: Tensor,
+    singular_values: Tensor,
+    right: Tensor,
+    signs: Tensor | None,
+    left_base: Tensor | None = None,
+    right_base: Tensor | None = None,
 ) -> torch.Size:
     """Checks that the factors make up a matrix, and returns its batch dimensions."""
     matrices = {"left": left, "right": right}
+    given = {"left_base": (left_base, left), "right_base": (right_base, right)}
+    bases = {name: (base, rows) for name, (base, rows) in given.items() if base is not None}
     vectors = {"singular_values": singular_values} | ({} if signs is None else {"signs": signs})
-    factors = matrices | vectors
+    factors = matrices | vectors | {name: base for name, (base, _) in bases.items()}
     for name, factor in factors.items():
         check_floating(name, factor)
         if factor.dtype is not left.dtype and full_precision(factor.dtype) != full_precision(
@@ -161,9 +168,16 @@ def check_factors(
                 f"{name} must have shape (..., p) with p = min(m, n) = {p}, "
                 f"got {tuple(factor.shape)}"
             )
+    for name, (base, rows) in bases.items():
+        if base.dim() < 2 or base.shape[-2:] != (rows.shape[-1], p):
+            raise ValueError(
+                f"{name} must have shape (..., {rows.shape[-1]}, {p}), orthonormal columns for "
+                f"reflectors of shape {tuple(rows.shape)}, got {tuple(base.shape)}"
+            )
     try:
         return broadcast_batch(
             *(factor.shape[:-2] for factor in matrices.values()),
+            *(base.shape[:-2] for base, _ in bases.values()),
             *(factor.shape[:-1] for factor in vectors.values()),
         )
     except RuntimeError:

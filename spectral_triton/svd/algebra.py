@@ -12,6 +12,7 @@ from spectral_triton.runtime.validation import (
     check_number,
     is_integer,
 )
+from spectral_triton.svd.orthogonal_factor import OrthogonalFactor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,12 +28,17 @@ class SLogDet(NamedTuple):
 class SVDAlgebra(ABC):
     """The part of :class:`HouseholderSVD` that is linear algebra: nothing here forms W."""
 
-    left: Tensor
-    right: Tensor
     singular_values: Tensor
     signs: Tensor | None
-    triangular: bool
     _batch: torch.Size
+
+    @property
+    @abstractmethod
+    def _u(self) -> OrthogonalFactor: ...
+
+    @property
+    @abstractmethod
+    def _v(self) -> OrthogonalFactor: ...
 
     @property
     @abstractmethod
@@ -60,12 +66,16 @@ class SVDAlgebra(ABC):
 
     @abstractmethod
     def _make(
-        self, left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
+        self,
+        u: OrthogonalFactor,
+        singular_values: Tensor,
+        v: OrthogonalFactor,
+        signs: Tensor | None,
     ) -> Self:
-        """The matrix of these factors, whose reflectors have the form of the own ones."""
+        """The matrix of these factors."""
 
-    def _with(self, left: Tensor, singular_values: Tensor, right: Tensor) -> Self:
-        return self._make(left, singular_values, right, self.signs)
+    def _with(self, u: OrthogonalFactor, singular_values: Tensor, v: OrthogonalFactor) -> Self:
+        return self._make(u, singular_values, v, self.signs)
 
     def solve(self, b: Tensor, *, check_errors: bool = True) -> Tensor:
         r"""Solves W x = b: exactly where W is square, else by least squares of minimum norm.
@@ -106,7 +116,7 @@ class SVDAlgebra(ABC):
         self._check_square("inverse")
         if check_errors and (self.singular_values == 0).any():
             raise torch.linalg.LinAlgError("inverse: the matrix has a zero singular value")
-        return self._with(self.right, self.singular_values.reciprocal(), self.left)
+        return self._with(self._v, self.singular_values.reciprocal(), self._u)
 
     def pinv(self, *, rtol: float | None = None) -> Self:
         r"""The pseudoinverse: singular values up to ``rtol`` times the largest count as zero.
@@ -118,12 +128,13 @@ class SVDAlgebra(ABC):
         magnitude = self.singular_values.detach().abs()
         keep = magnitude > rtol * magnitude.amax(-1, keepdim=True)
         inverse = self.singular_values.masked_fill(~keep, 1).reciprocal().masked_fill(~keep, 0)
-        return self._with(self.right, inverse, self.left)
+        return self._with(self._v, inverse, self._u)
 
     def slogdet(self) -> SLogDet:
         r"""Sign and logarithm of :math:`|\det W| = \prod_i |\sigma_i|`, differentiable, in O(n).
 
-        The sign is that of the signs and singular values, times -1 for every nonzero reflector.
+        The sign is that of the signs and singular values, times -1 for every nonzero reflector,
+        times that of the bases, where there are any, in O(n³).
 
         Raises:
             ValueError: if W is not square.
@@ -134,9 +145,8 @@ class SVDAlgebra(ABC):
         """
         self._check_square("slogdet")
         sign = self._signed.detach().sign().prod(-1)
-        for reflectors in (self.left, self.right):
-            rows = reflectors.triu() if self.triangular else reflectors
-            sign = sign * (1 - 2 * ((rows != 0).any(-1).sum(-1) % 2))
+        for factor in (self._u, self._v):
+            sign = sign * factor.determinant_sign()
         logabsdet = self.singular_values.abs().log().sum(-1)
         return SLogDet(sign.expand(self._batch), logabsdet.expand(self._batch))
 
@@ -181,7 +191,8 @@ class SVDAlgebra(ABC):
         sigma = self.singular_values if float(power).is_integer() else self.singular_values.abs()
         sigma = sigma.pow(2 * power)
         sigma = torch.nn.functional.pad(sigma, (0, n - sigma.shape[-1])).expand(*self._batch, n)
-        return self._make(self.right, sigma, self.right, None)
+        v = self._v.completed()
+        return self._make(v, sigma, v, None)
 
     def polar(self) -> tuple[Self, Self]:
         r"""The polar decomposition W = Q P of m ≥ n: orthonormal columns times :math:`|W|`.
@@ -202,7 +213,7 @@ class SVDAlgebra(ABC):
         if self.shape[-2] < self.shape[-1]:
             raise ValueError(f"polar needs m >= n, got shape {tuple(self.shape)}; use W.mT.polar()")
         signs = torch.where(self.singular_values < 0, -1, 1).to(self.dtype)
-        return self._with(self.left, signs, self.right), self.gram(0.5)
+        return self._with(self._u, signs, self._v), self.gram(0.5)
 
     def apply_power(self, x: Tensor, exponent: int, *, check_errors: bool = True) -> Tensor:
         r""":math:`W^p x` for a square W, by p products, or by p with the inverse where p < 0.

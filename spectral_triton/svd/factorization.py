@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from spectral_triton.runtime.validation import (
     full_precision,
     resolve_num_reflectors,
 )
+from spectral_triton.svd.base import draw_pairs_
+
+
+class DenseFactors(NamedTuple):
+    """What :func:`factor_dense` finds: reflectors, σ and signs, and bases where it takes them."""
+
+    left: Tensor
+    singular_values: Tensor
+    right: Tensor
+    signs: Tensor
+    left_base: Tensor | None = None
+    right_base: Tensor | None = None
 
 
 class TooFewReflectorsError(ValueError):
@@ -31,7 +44,8 @@ def factor_dense(
     *,
     bounds: tuple[float, float] | None = None,
     out_of_bounds: str = "raise",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    base: str = "never",
+) -> DenseFactors:
     r"""Factors :math:`W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top` into reflectors of U and V.
 
     A singular value decomposition and two QR factorisations, in float32 at least. Singular vectors
@@ -44,6 +58,8 @@ def factor_dense(
             of the decomposition are moved onto the bound. Where -σ is nearer to it than σ, it is
             taken instead, with the other sign.
         out_of_bounds: "raise", or "clip" to move any singular value into the bounds.
+        base: "never", "always", or "if needed", where the reflectors alone do not suffice: then the
+            singular vectors are the bases, and the reflectors are drawn in pairs that cancel.
 
     Returns:
         left ``(..., k_u, m)``, σ ``(..., p)`` with \|σ\| falling, right ``(..., k_v, n)``, both
@@ -54,15 +70,16 @@ def factor_dense(
         TypeError: if ``w`` is not a real floating point tensor.
         ValueError: if ``w`` is not a non-empty finite matrix, a singular value is out of bounds,
             ``num_reflectors`` is out of range, or (:class:`TooFewReflectorsError`) too small for
-            this matrix.
+            this matrix without a base.
 
     Example:
-        >>> left, sigma, right, signs = factor_dense(torch.randn(3, 5))
-        >>> left.shape, sigma.shape, right.shape
+        >>> found = factor_dense(torch.randn(3, 5))
+        >>> found.left.shape, found.singular_values.shape, found.right.shape
         (torch.Size([3, 3]), torch.Size([3]), torch.Size([3, 5]))
     """
     check_floating("w", w)
     check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
+    check_choice("base", base, ("never", "always", "if needed"))
     if w.dim() < 2 or 0 in w.shape[-2:]:
         raise ValueError(f"w must be a matrix (..., m, n) with m, n >= 1, got {tuple(w.shape)}")
     if w.is_meta:
@@ -76,7 +93,10 @@ def factor_dense(
         raise ValueError(f"w must have singular values that {sigma.dtype} can hold")
     matters = sigma > rtol * sigma[..., :1]
     sides = (u, k_u), (vh.mT, k_v)
-    if not all(k == sigma.shape[-1] or _suffices(q, k, matters) for q, k in sides):
+    suffices = base != "always" and all(
+        k == sigma.shape[-1] or _suffices(q, k, matters) for q, k in sides
+    )
+    if not suffices and base == "never":
         steps = range(sigma.shape[-1] + 1)
         needed = tuple(
             bisect.bisect_left(steps, True, key=partial(_suffices, q, matters=matters))
@@ -87,14 +107,22 @@ def factor_dense(
             f"{needed} (left, right) by its singular value decomposition; from a matrix that "
             "fewer have made they cannot be recovered"
         )
-    (left, left_signs, _), (right, right_signs, _) = (_columns(q, k) for q, k in sides)
-    signs = left_signs * right_signs
+    if suffices:
+        (left, left_signs, _), (right, right_signs, _) = (_columns(q, k) for q, k in sides)
+        left, right, bases = _lengthened(left), _lengthened(right), []
+        signs = left_signs * right_signs
+    else:
+        left, right = (q.new_empty(*q.shape[:-2], k, q.shape[-2]) for q, k in sides)
+        bases = [u.clone(), vh.mT.clone()]
+        draw_pairs_(left, bases[0])
+        draw_pairs_(right, bases[1])
+        signs = torch.ones_like(sigma)
     if bounds is not None:
         # Errors of the matrix and of its decomposition, relative to the norm: a few more units in
         # the last place where it was formed from factors, however small it is.
         slack = max(16, *w.shape[-2:]) * torch.finfo(sigma.dtype).eps * sigma[..., :1]
         sigma, signs = into_bounds(sigma, signs, bounds, out_of_bounds, slack)
-    return _lengthened(left), sigma, _lengthened(right), signs
+    return DenseFactors(left, sigma, right, signs, *bases)
 
 
 def into_bounds(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from spectral_triton.householder.products import apply_checked
 from spectral_triton.runtime.validation import check_choice, check_integer
 from spectral_triton.svd.algebra import SVDAlgebra
 
@@ -57,10 +56,7 @@ class LowRankAlgebra(SVDAlgebra):
         largest = signed.detach().abs().sort(dim=-1, descending=True, stable=True).indices
         largest = largest[..., :rank]
         kept = signed.gather(-1, largest)
-        u, vh = (
-            apply_checked(_basis_vectors(largest, v), v, False, self.triangular)
-            for v in (self.left, self.right)
-        )
+        u, vh = self._u.columns(largest), self._v.columns(largest)
         below = kept.detach() < 0
         negative = below.unsqueeze(-1)
         return ThinSVD(torch.where(negative, -u, u).mT, torch.where(below, -kept, kept), vh)
@@ -84,7 +80,7 @@ class LowRankAlgebra(SVDAlgebra):
         check_integer("rank", rank, 0, sigma.shape[-1])
         kept = sigma.detach().abs().topk(rank, dim=-1).indices
         mask = torch.zeros_like(sigma).scatter(-1, kept, 1)
-        return self._with(self.left, sigma * mask, self.right)
+        return self._with(self._u, sigma * mask, self._v)
 
     def truncation_error(self, rank: int, norm: str = "frobenius") -> Tensor:
         r"""The distance of W to the nearest matrix of a rank, which :meth:`truncate` gives.
@@ -114,9 +110,3 @@ class LowRankAlgebra(SVDAlgebra):
         else:
             error = torch.linalg.vector_norm(dropped, dim=-1)
         return error.expand(self._batch)
-
-
-def _basis_vectors(indices: Tensor, like: Tensor) -> Tensor:
-    """Rows of the identity by index, (..., r) -> (..., r, n), for reflectors of length n."""
-    zeros = like.new_zeros(*indices.shape, like.shape[-1])
-    return zeros.scatter(-1, indices.unsqueeze(-1), 1.0)

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from spectral_triton.householder import lapack
-from spectral_triton.householder.function import apply_factors, resized
+from spectral_triton.householder.function import apply_factors
 from spectral_triton.householder.prepared import SMALL
 from spectral_triton.householder.products import (
-    apply_checked,
     count_for_rule,
     forms_product,
-    householder_product,
 )
 from spectral_triton.runtime.backend import may_launch
 from spectral_triton.runtime.forward_mode import functions_serve
@@ -30,9 +28,20 @@ from spectral_triton.runtime.validation import (
 )
 from spectral_triton.svd.factorization import factor_dense
 from spectral_triton.svd.low_rank import LowRankAlgebra
+from spectral_triton.svd.orthogonal_factor import OrthogonalFactor
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+def forms_dense_of_base(num_vectors: float, m: int, n: int) -> bool:
+    """Whether W is formed where U or V has a base, few reflectors being free beside it.
+
+    Forward and backward together, in multiply-adds: two thin products each way, against three with
+    W, forming it and the two products that its gradient takes on the way back.
+    """
+    p = min(m, n)
+    return 3 * num_vectors * m * n + 3 * p * m * n < 2 * num_vectors * p * (m + n)
 
 
 def forms_dense(
@@ -58,13 +67,14 @@ class HouseholderSVD(LowRankAlgebra):
     r"""A matrix held as orthogonal factors and singular values, used without being formed.
 
     .. math:: W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top, \qquad
-        U = \bigl(H(u_1) \cdots H(u_{k_u})\bigr)_{:,\,1:p}, \quad
-        V = \bigl(H(v_1) \cdots H(v_{k_v})\bigr)_{:,\,1:p}
+        U = H(u_1) \cdots H(u_{k_u})\, U_0, \quad V = H(v_1) \cdots H(v_{k_v})\, V_0
 
-    with p = min(m, n). A product with one vector costs :math:`4(m k_u + n k_v)` operations; for
-    many vectors W is formed where :func:`forms_dense` finds that cheaper. Gradients reach all
-    three factors and the vectors, any number of times. All arithmetic is in float32 at least,
-    also under autocast: factors of half precision are converted on construction.
+    with p = min(m, n). The bases :math:`U_0` and :math:`V_0` have p orthonormal columns: those of
+    the identity, or of any matrix that few reflectors are to start from. A product with one vector
+    costs :math:`4(m k_u + n k_v)` operations, and 2 p (m + n) more with bases; for many vectors W
+    is formed where :func:`forms_dense` finds that cheaper. Gradients reach all three factors and
+    the vectors, any number of times. All arithmetic is in float32 at least, also under autocast:
+    factors of half precision are converted on construction.
 
     With nonzero reflectors and positive singular values the sign of det W is fixed: each reflector
     contributes -1, so gradient descent cannot cross from one sign to the other. ``signs`` holds
@@ -78,6 +88,9 @@ class HouseholderSVD(LowRankAlgebra):
         right: Reflectors of V as rows, shape ``(..., k_v, n)`` with ``k_v <= n``.
         signs: ±1, shape ``(..., p)``; None for all +1.
         triangular: Row i of the reflectors takes part from column i on.
+        left_base: :math:`U_0`, orthonormal columns, shape ``(..., m, p)``; None for the first p
+            columns of the identity. Taken as it is, and no gradient reaches it.
+        right_base: :math:`V_0`, shape ``(..., n, p)``, likewise.
 
     Raises:
         TypeError: if a factor is not a real floating point tensor, or dtypes differ.
@@ -94,6 +107,10 @@ class HouseholderSVD(LowRankAlgebra):
         parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
     """
 
+    # Pickles of before there were bases have none.
+    left_base: Tensor | None = None
+    right_base: Tensor | None = None
+
     def __init__(
         self,
         left: Tensor,
@@ -102,11 +119,15 @@ class HouseholderSVD(LowRankAlgebra):
         *,
         signs: Tensor | None = None,
         triangular: bool = False,
+        left_base: Tensor | None = None,
+        right_base: Tensor | None = None,
     ) -> None:
-        self._batch = check_factors(left, singular_values, right, signs)
+        self._batch = check_factors(left, singular_values, right, signs, left_base, right_base)
         self.left, self.right = _widen(left), _widen(right)
         self.singular_values = _widen(singular_values)
         self.signs = None if signs is None else _widen(signs)
+        self.left_base = None if left_base is None else _widen(left_base).detach()
+        self.right_base = None if right_base is None else _widen(right_base).detach()
         self.triangular = triangular
 
     @classmethod
@@ -120,9 +141,10 @@ class HouseholderSVD(LowRankAlgebra):
     ) -> Self:
         r"""Factors a dense matrix, in triangular form.
 
-        Exact up to rounding with the default of p = min(m, n) reflectors per side, computed in
-        float32 for half precision. Fewer suffice for special matrices only, such as those of lower
-        rank. No gradient flows to ``w``.
+        Exact up to rounding, computed in float32 for half precision. Fewer than p = min(m, n)
+        reflectors per side suffice by themselves for special matrices, such as those of lower
+        rank; for others the singular vectors become the bases, and the reflectors are drawn in
+        pairs that cancel. No gradient flows to ``w``.
 
         Args:
             w: The matrix, shape ``(..., m, n)``.
@@ -134,16 +156,18 @@ class HouseholderSVD(LowRankAlgebra):
         Raises:
             TypeError: if ``w`` is not a real floating point tensor.
             ValueError: if ``w`` is not finite, a singular value is out of bounds, or
-                ``num_reflectors`` is too small for this matrix.
+                ``num_reflectors`` is out of range.
 
         Example:
             >>> w = torch.randn(4, 3)
             >>> torch.testing.assert_close(HouseholderSVD.from_dense(w).to_dense(), w)
+            >>> few = HouseholderSVD.from_dense(w, num_reflectors=1)
+            >>> torch.testing.assert_close(few.to_dense(), w)
         """
-        left, sigma, right, signs = factor_dense(
-            w, num_reflectors, bounds=bounds, out_of_bounds=out_of_bounds
+        found = factor_dense(
+            w, num_reflectors, bounds=bounds, out_of_bounds=out_of_bounds, base="if needed"
         )
-        return cls(left, sigma, right, signs=signs, triangular=True)
+        return cls(**found._asdict(), triangular=found.left_base is None)
 
     @property
     def shape(self) -> torch.Size:
@@ -165,9 +189,14 @@ class HouseholderSVD(LowRankAlgebra):
         return self.left.shape[-2], self.right.shape[-2]
 
     @property
+    def has_base(self) -> bool:
+        """Whether U or V has a base beside its reflectors."""
+        return self.left_base is not None or self.right_base is not None
+
+    @property
     def mT(self) -> Self:
         """The transposed matrix, sharing all factors."""
-        return self._with(self.right, self.singular_values, self.left)
+        return self._with(self._v, self.singular_values, self._u)
 
     T = mT
 
@@ -234,10 +263,8 @@ class HouseholderSVD(LowRankAlgebra):
                 y = y if len(batch) == 1 else y.reshape(*batch, m)
                 bias = None
             else:
-                y = apply_checked(y, self.right, True, self.triangular)
-                y = resized(y, min(m, n)) * self._signed.unsqueeze(-2)
-                y = resized(y, m)
-                y = apply_checked(y, self.left, False, self.triangular)
+                y = self._v.coordinates(y, min(m, n)) * self._signed.unsqueeze(-2)
+                y = self._u.combination(y)
             if bias is not None:
                 y = y + bias
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
@@ -270,12 +297,15 @@ class HouseholderSVD(LowRankAlgebra):
 
     def _way(self, x: Tensor, num_vectors: float) -> Literal["dense", "at once", "in turn"]:
         """How W x is computed: by W, by both factors in one Function, or by one after the other."""
+        m, n = self.shape[-2:]
+        if self.has_base:
+            dense = forms_dense_of_base(count_for_rule(num_vectors), m, n)
+            return "dense" if dense else "in turn"
         # Small factors take longer in two calls of LAPACK than at once.
         large = max(self.left.numel(), self.right.numel()) > SMALL
         tensors = x, self.left, self.singular_values, self.right
         if large and lapack.serves(math.prod(x.shape[:-1]), self.triangular, *tensors):
             return "in turn"
-        m, n = self.shape[-2:]
         if forms_dense(count_for_rule(num_vectors), m, n, *self.num_reflectors):
             return "dense"
         return "at once" if self._applies_at_once(x) else "in turn"
@@ -297,20 +327,38 @@ class HouseholderSVD(LowRankAlgebra):
         m, n = self.shape[-2:]
         if m > n:
             return self.mT.to_dense().mT
-        u = householder_product(self.left, triangular=self.triangular)
-        rows = resized(u * self._signed.unsqueeze(-2), n)
         # A weight is to the bit the same with and without gradients.
-        return apply_checked(rows, self.right, False, self.triangular, as_in_training=True)
+        return self._v.combination(self._u.scaled_columns(self._signed).mT, as_in_training=True)
 
     @property
     def _signed(self) -> Tensor:
         return self.singular_values if self.signs is None else self.singular_values * self.signs
 
+    @property
+    def _u(self) -> OrthogonalFactor:
+        return OrthogonalFactor(self.left, self.left_base, self.triangular)
+
+    @property
+    def _v(self) -> OrthogonalFactor:
+        return OrthogonalFactor(self.right, self.right_base, self.triangular)
+
     def _make(
-        self, left: Tensor, singular_values: Tensor, right: Tensor, signs: Tensor | None
+        self,
+        u: OrthogonalFactor,
+        singular_values: Tensor,
+        v: OrthogonalFactor,
+        signs: Tensor | None,
     ) -> Self:
         # What is computed from cached factors is not cached itself.
-        made = HouseholderSVD(left, singular_values, right, signs=signs, triangular=self.triangular)
+        made = HouseholderSVD(
+            u.reflectors,
+            singular_values,
+            v.reflectors,
+            signs=signs,
+            triangular=self.triangular,
+            left_base=u.base,
+            right_base=v.base,
+        )
         return cast("Self", made)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum
-from spectral_triton.svd.factorization import factor_dense, into_bounds
+from spectral_triton.svd.factorization import TooFewReflectorsError, factor_dense, into_bounds
 
 
 def spectrum_values(
@@ -22,25 +23,48 @@ def spectrum_values(
     return spectrum(torch.zeros_like(signs) if raw is None else gathered(raw))
 
 
+class Parameters(NamedTuple):
+    """What a matrix is made of, by the names of the state dict; None for what it has not."""
+
+    left: Tensor
+    raw_singular_values: Tensor | None
+    right: Tensor
+    signs: Tensor
+    left_base: Tensor | None
+    right_base: Tensor | None
+
+
 @torch.no_grad()
 def parameters_from_dense(
     w: Tensor,
     spectrum: Spectrum | StackedSpectrum,
     num_reflectors: tuple[int, int],
     out_of_bounds: str = "raise",
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """left, raw singular values (None where there are none), right and signs of dense matrices."""
+    base: str = "if needed",
+) -> Parameters:
+    """Those of a dense matrix, or of stacked ones, which have bases together or not at all."""
     if isinstance(spectrum, StackedSpectrum):
-        lefts, raws, rights, all_signs = _of_each(
-            spectrum, lambda i, own: parameters_from_dense(w[i], own, num_reflectors, out_of_bounds)
-        )
-        raw = _stacked(raws, all_signs, spectrum)
-        return torch.stack(lefts), raw, torch.stack(rights), torch.stack(all_signs)
+
+        def of_one(index: int, own: Spectrum, base: str) -> Parameters:
+            return parameters_from_dense(w[index], own, num_reflectors, out_of_bounds, base)
+
+        try:
+            if base == "always":
+                raise TooFewReflectorsError
+            parts = _of_each(spectrum, partial(of_one, base="never"))
+        except TooFewReflectorsError:
+            if base == "never":
+                raise
+            parts = _of_each(spectrum, partial(of_one, base="always"))
+        lefts, raws, rights, signs, *bases = parts
+        whole = [None if side[0] is None else torch.stack(side) for side in bases]
+        raw = _stacked(raws, signs, spectrum)
+        return Parameters(torch.stack(lefts), raw, torch.stack(rights), torch.stack(signs), *whole)
     lower, upper = spectrum.bounds
-    left, sigma, right, signs = factor_dense(
-        w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds
+    left, sigma, right, signs, *bases = factor_dense(
+        w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds, base=base
     )
-    return left, _raw(sigma, spectrum, out_of_bounds), right, signs
+    return Parameters(left, _raw(sigma, spectrum, out_of_bounds), right, signs, *bases)
 
 
 def _raw(sigma: Tensor, spectrum: Spectrum, out_of_bounds: str) -> Tensor | None:

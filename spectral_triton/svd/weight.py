@@ -3,7 +3,7 @@ r"""The parameters of a matrix W = U diag(s ∘ σ) Vᵀ whose singular values s
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from spectral_triton.runtime.validation import (
 from spectral_triton.spectra.record import SpectrumRecord
 from spectral_triton.spectra.spectrum import SigmoidSpectrum, Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum
+from spectral_triton.svd.base import draw_base, draw_pairs_
 from spectral_triton.svd.cached_svd import CachedSVD
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.parameters import (
@@ -32,6 +33,7 @@ from spectral_triton.svd.parameters import (
     spectrum_values,
 )
 
+BASES = ("haar",)
 INITIALIZERS = ("haar", "identity", "henaff", "cayley")
 
 
@@ -56,6 +58,10 @@ class SVDWeight(SpectrumRecord):
         dtype: Their floating dtype.
         init: Start of the reflectors: "haar", "identity", "henaff" or "cayley", see
             ``spectral_triton.init``.
+        base: None, or "haar" for fixed orthonormal U₀ and V₀ that the reflectors start from, drawn
+            uniformly. Any matrix can be set then, however few the reflectors; it costs two
+            products with the dense bases. :meth:`set_dense_` and loading take one by themselves
+            for a matrix that needs it.
         num_blocks: None for one matrix, or a number of matrices of this size, each with factors of
             its own: everything below then has one more dimension in front, and ``spectrum`` may
             also be a sequence of one per matrix.
@@ -67,6 +73,9 @@ class SVDWeight(SpectrumRecord):
             σ by a small factor (``margin / 2`` by default): give it a learning rate of its own,
             and no weight decay unless σ is to be drawn to the center.
         signs: Buffer of ±1, shape ``(p,)``.
+        left_base: U₀ of shape ``(m, p)``, a parameter without gradient, in float32 at least; None
+            without a base.
+        right_base: V₀ of shape ``(n, p)``, likewise.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -85,6 +94,8 @@ class SVDWeight(SpectrumRecord):
     right: nn.Parameter
     raw_singular_values: nn.Parameter | None
     signs: Tensor
+    left_base: nn.Parameter | None
+    right_base: nn.Parameter | None
 
     def __init__(
         self,
@@ -97,6 +108,7 @@ class SVDWeight(SpectrumRecord):
         dtype: torch.dtype | None = None,
         init: str = "haar",
         num_blocks: int | None = None,
+        base: str | None = None,
     ) -> None:
         super().__init__()
         check_integer("out_features", out_features, 1)
@@ -104,6 +116,8 @@ class SVDWeight(SpectrumRecord):
         if num_blocks is not None:
             check_integer("num_blocks", num_blocks, 1)
         check_choice("init", init, INITIALIZERS)
+        if base is not None:
+            check_choice("base", base, BASES)
         check_dtype(dtype)
         self.out_features, self.in_features = out_features, in_features
         self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
@@ -118,12 +132,18 @@ class SVDWeight(SpectrumRecord):
         self.register_parameter("raw_singular_values", raw)
         self.right = nn.Parameter(torch.empty(*batch, k_v, in_features, **options))
         self.register_buffer("signs", torch.empty(*batch, p, **options))
+        self._set_base(base is not None)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: Generator | None = None) -> None:
-        """Draws reflectors by ``init`` and sets σ to the initial value of the spectrum."""
-        reset_reflectors_(self.left, self.right, self.signs, self.init, generator)
+        """Draws reflectors and base by ``init`` and sets σ to the initial value of the spectrum."""
+        if self.left_base is None or self.right_base is None:
+            reset_reflectors_(self.left, self.right, self.signs, self.init, generator)
+        else:
+            given = self.left, self.right, self.left_base, self.right_base
+            reset_with_base_(given, self.shape, self.init, generator)
+            self.signs.fill_(1)
         raw = self.raw_singular_values
         if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
             for spectrum, row in zip(self.spectrum, raw, strict=True):
@@ -131,11 +151,24 @@ class SVDWeight(SpectrumRecord):
         elif isinstance(self.spectrum, Spectrum) and raw is not None:
             raw.fill_(_initial_raw(self.spectrum))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Pickles of before there were bases.
+        for name in ("left_base", "right_base"):
+            self._parameters.setdefault(name, None)
+
+    def trained_parameters(self) -> Iterator[nn.Parameter]:
+        """Reflectors and σ̂, without the bases."""
+        for name, parameter in self.named_parameters():
+            if not name.endswith("_base"):
+                yield parameter
+
     def extra_repr(self) -> str:
         blocks = "" if self.num_blocks is None else f", num_blocks={self.num_blocks}"
+        base = "" if self.left_base is None else ", with a base"
         return (
             f"out_features={self.out_features}, in_features={self.in_features}, "
-            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}{blocks}"
+            f"num_reflectors={self.num_reflectors}, spectrum={self.spectrum}{base}{blocks}"
         )
 
     @property
@@ -155,7 +188,8 @@ class SVDWeight(SpectrumRecord):
         """W as an operator; outside :func:`cached` every access converts the raw σ̂ anew."""
         # Most layers read the factors without a call.
         compute_tensors(self)
-        given = self.left, self.raw_singular_values, self.right, self.signs
+        bases = self.left_base, self.right_base
+        given = (self.left, self.raw_singular_values, self.right, self.signs, *bases)
         if not is_cached(*given):
             return self._factors()
 
@@ -168,7 +202,10 @@ class SVDWeight(SpectrumRecord):
         # FSDP's mixed precision casts parameters, not buffers.
         signs = self.signs.to(self.left.dtype)
         sigma = spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
-        return make(self.left, sigma, self.right, signs=signs, triangular=True)
+        if self.left_base is None:
+            return make(self.left, sigma, self.right, signs=signs, triangular=True)
+        bases = {"left_base": self.left_base, "right_base": self.right_base}
+        return make(self.left, sigma, self.right, signs=signs, **bases)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """W x + b for every vector along the last dimension, (..., n) -> (..., m), dtype of x.
@@ -196,12 +233,44 @@ class SVDWeight(SpectrumRecord):
 
         Raises:
             TypeError: if ``w`` is not a real floating point tensor.
-            ValueError: if the shape differs, a singular value is out of bounds, or there are too
-                few reflectors for this matrix (a general one needs all). Nothing is changed then.
+            ValueError: if the shape differs or a singular value is out of bounds. Nothing is
+                changed then.
         """
-        for name, tensor in self.dense_state(w, out_of_bounds).items():
+        state = self.dense_state(w, out_of_bounds)
+        self._set_base("left_base" in state)
+        for name, tensor in state.items():
             assign_(getattr(self, name), tensor)
         return self
+
+    def _set_base(self, present: bool) -> None:
+        """Makes or drops the parameters of the bases; values are for the caller to set."""
+        batch, p = self.signs.shape[:-1], self.signs.shape[-1]
+        sizes = {"left_base": self.out_features, "right_base": self.in_features}
+        for name, size in sizes.items():
+            if (getattr(self, name, None) is not None) == present and name in self._parameters:
+                continue
+            base = None
+            if present:
+                dtype = full_precision(self.left.dtype)
+                values = torch.empty(*batch, size, p, dtype=dtype, device=self.left.device)
+                base = nn.Parameter(values, requires_grad=False)
+            self.register_parameter(name, base)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SVDWeight:
+        bases = self.left_base, self.right_base
+        before = [None if base is None else base.detach() for base in bases]
+        super()._apply(fn, recurse)
+        for base, wide in zip((self.left_base, self.right_base), before, strict=True):
+            # Rounded to bfloat16 the columns would be off by 4e-3, and σ with them.
+            if base is not None and wide is not None and base.dtype.itemsize == 2:
+                base.data = wide.to(base.device, full_precision(base.dtype))
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}left" in state_dict:
+            # Whether there is a base belongs to the values: without it they mean another W.
+            self._set_base(f"{prefix}left_base" in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def set_spectrum_(
@@ -248,17 +317,18 @@ class SVDWeight(SpectrumRecord):
         check_floating("w", w)
         if tuple(w.shape) != self.shape:
             raise ValueError(f"w must have shape {self.shape}, got {tuple(w.shape)}")
-        values = parameters_from_dense(
+        found = parameters_from_dense(
             # On the meta device, for load_state_dict(assign=True), it stays where it is.
             w if self.left.is_meta else w.to(self.left.device),
             self.spectrum,
             self.num_reflectors,
             out_of_bounds,
+            "if needed" if self.left_base is None else "always",
         )
-        names = ("left", "raw_singular_values", "right", "signs")
+        dtype = self.left.dtype
         return {
-            name: value.to(self.left.dtype)
-            for name, value in zip(names, values, strict=True)
+            name: value.to(full_precision(dtype) if name.endswith("base") else dtype)
+            for name, value in found._asdict().items()
             if value is not None
         }
 
@@ -302,6 +372,23 @@ def reset_reflectors_(
         getattr(reflector_init, f"{init}_")(left, right, generator=generator)
     signs.fill_(1)
     reflector_init.flip_zero_rows_(left, right, signs)
+
+
+@torch.no_grad()
+def reset_with_base_(
+    given: tuple[Tensor, Tensor, Tensor, Tensor],
+    shape: Sequence[int],
+    init: str,
+    generator: Generator | None = None,
+) -> None:
+    """Draws left, right, U₀ and V₀ of matrices of ``shape`` so that W begins as ``init`` says."""
+    whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given]
+    left, right = whole[:2]
+    bases = list(draw_base(shape, whole[2], init, generator))
+    draw_pairs_(left, bases[0], generator)
+    draw_pairs_(right, bases[1], generator)
+    for tensor, value in zip(given, (left, right, *bases), strict=True):
+        assign_(tensor, value)
 
 
 def _initial_raw(spectrum: Spectrum) -> float:

@@ -5,14 +5,14 @@ from spectral_triton.models.conversion_report import ConversionReport, Converted
 
 def test_table():
     layers = (
-        ConvertedLayer("", "Linear", "SVDLinear", 6, 12, (0.25, 1.5), (0.99, 1.01), 0.125, False),
-        ConvertedLayer("a.b", "RNN", "SpectralRNN", 100, 9, (0, 2), (1, 1), float("inf"), True),
+        ConvertedLayer("", "Linear", "SVDLinear", 6, 12, (0.25, 1.5), (0.99, 1.01), 0.125),
+        ConvertedLayer("a.b", "RNN", "SpectralRNN", 100, 9, (0, 2), (1, 1), float("inf")),
     )
     report = ConversionReport(layers, (SkippedLayer("c", "Conv9d", "no reason"),))
     assert str(report).splitlines() == [
         "name     layer                parameters  sigma before   sigma after  change",
         "(model)  Linear -> SVDLinear     6 -> 12   0.25 .. 1.5  0.99 .. 1.01   12.5%",
-        "a.b      RNN -> SpectralRNN     100 -> 9        0 .. 2        1 .. 1   reset",
+        "a.b      RNN -> SpectralRNN     100 -> 9        0 .. 2        1 .. 1    inf%",
         "skipped c (Conv9d): no reason",
     ]
 

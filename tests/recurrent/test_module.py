@@ -168,8 +168,9 @@ def test_refuses_what_does_not_fit_and_stays_as_it_was(name):
     wide = make(name, spectrum=SigmoidSpectrum(1.25, 0.5))
     wide.load_state_dict(state)
     torch.testing.assert_close(getattr(wide, key), state[key])
-    with pytest.raises(RuntimeError, match=rf"dense {key}: .*num_reflectors"):
-        make(name, num_reflectors=1).load_state_dict(plain.state_dict())
+    few = make(name, num_reflectors=1)
+    few.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(getattr(few, key), plain.state_dict()[key])
     state[key] = state[key][:-1]
     rows = plain.state_dict()[key].shape[0]
     with pytest.raises(

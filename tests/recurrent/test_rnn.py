@@ -363,8 +363,10 @@ def test_from_torch_out_of_bounds():
     close(wide.weight_hh_l0, plain.weight_hh_l0.detach())
     with torch.no_grad():
         plain.weight_hh_l0.copy_(torch.linalg.qr(torch.randn(3, 3)).Q)
-    with pytest.raises(ValueError, match="num_reflectors"):
-        SpectralRNN.from_rnn(plain, num_reflectors=1)
+    few = SpectralRNN.from_rnn(plain, num_reflectors=1)
+    close(few.weight_hh_l0, plain.weight_hh_l0.detach())
+    x = torch.randn(7, 2, 2)
+    close(few(x)[0], plain(x)[0].detach(), 1e-12)
     with pytest.raises(ValueError, match="out_of_bounds"):
         SpectralRNN.from_rnn(plain, out_of_bounds="clamp")
     with pytest.raises(TypeError, match=r"rnn must be a torch.nn.RNN, got LSTM"):

@@ -29,7 +29,7 @@ from spectral_triton.recurrent.rnn import SpectralRNN
 from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
 from spectral_triton.runtime.cached import cached, formed_once, is_cached
 from spectral_triton.spectra.spectrum import FixedSpectrum, SigmoidSpectrum
-from spectral_triton.svd import operator as svd
+from spectral_triton.svd import orthogonal_factor
 from spectral_triton.svd.weight import SVDWeight
 
 cached_module = sys.modules["spectral_triton.runtime.cached"]
@@ -379,7 +379,7 @@ def test_inference_mode_keeps_as_no_grad_does(monkeypatch):
 def count_products(monkeypatch):
     """One entry for each dense or folded weight that is made."""
     count = []
-    for module, name in ((svd, "householder_product"), (folded_weight, "_fold")):
+    for module, name in ((orthogonal_factor, "householder_product"), (folded_weight, "_fold")):
         function = getattr(module, name)
 
         def counted(*args, function=function, **options):

@@ -50,11 +50,19 @@ def test_what_is_loaded_stays_as_it_was():
     assert all(value is before[key] for key, value in state.items())
 
 
-def test_a_matrix_of_fewer_reflectors_is_said_not_to_be_recovered():
+def test_a_matrix_that_needs_more_reflectors_brings_a_base():
+    made = SVDLinear(8, 8, num_reflectors=2)
     model = nn.ModuleDict({"linear": SVDLinear(8, 8, num_reflectors=2)})
-    dense = {"linear.weight": model["linear"].weight, "linear.bias": model["linear"].bias}
-    with pytest.raises(RuntimeError, match="fewer have made they cannot be recovered"):
-        model.load_state_dict(dense)
+    state = {"linear.weight": made.weight.detach(), "linear.bias": made.bias.detach()}
+    model.load_state_dict(state)
+    torch.testing.assert_close(model["linear"].weight, state["linear.weight"])
+    again = nn.ModuleDict({"linear": SVDLinear(8, 8, num_reflectors=2)})
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again["linear"].weight, model["linear"].weight)
+    # And back: a state without a base means reflectors that act from the diagonal on.
+    again["linear"].load_state_dict(made.state_dict())
+    assert torch.equal(again["linear"].weight, made.weight)
+    assert again["linear"].svd.left_base is None
 
 
 def test_what_cannot_be_assigned_leaves_the_parameters_themselves():

@@ -193,10 +193,14 @@ def test_clipping_into_half_infinite_bounds():
     torch.testing.assert_close(weight.singular_values, torch.full((3,), 1e-3))
 
 
-def test_too_few_reflectors_raise():
+def test_a_matrix_that_needs_more_reflectors_gets_a_base():
     weight = SVDWeight(6, 6, num_reflectors=2, spectrum=SoftplusSpectrum())
-    with pytest.raises(ValueError, match=r"num_reflectors = \(2, 2\) is too small"):
-        weight.set_dense_(torch.randn(6, 6))
+    assert weight.left_base is None
+    w = torch.randn(6, 6)
+    weight.set_dense_(w)
+    torch.testing.assert_close(weight.to_dense(), w)
+    assert weight.left_base.shape == (6, 6)
+    assert not weight.left_base.requires_grad
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA, ids=repr)
