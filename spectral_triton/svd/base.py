@@ -39,9 +39,9 @@ def draw_base(
     *batch, m, n = shape
     p = min(m, n)
 
-    def normal(*size: int) -> Tensor:
-        options = {"dtype": like.dtype, "device": like.device, "generator": generator}
-        return torch.randn(*batch, *size, **options)
+    def normal(rows: int, columns: int) -> Tensor:
+        size = (*batch, rows, columns)
+        return torch.randn(size, dtype=like.dtype, device=like.device, generator=generator)
 
     if init == "haar":
         return orthonormalized(normal(m, p)), orthonormalized(normal(n, p))

@@ -13,6 +13,7 @@ from spectral_triton.householder import lapack
 from spectral_triton.householder.function import apply_factors
 from spectral_triton.householder.prepared import SMALL
 from spectral_triton.householder.products import (
+    apply_checked,
     count_for_rule,
     forms_product,
 )
@@ -91,6 +92,8 @@ class HouseholderSVD(LowRankAlgebra):
         left_base: :math:`U_0`, orthonormal columns, shape ``(..., m, p)``; None for the first p
             columns of the identity. Taken as it is, and no gradient reaches it.
         right_base: :math:`V_0`, shape ``(..., n, p)``, likewise.
+        core: :math:`U_0 \mathrm{diag}(s \circ \sigma) V_0^\top`, where it is at hand and σ has no
+            gradient: products with vectors take it.
 
     Raises:
         TypeError: if a factor is not a real floating point tensor, or dtypes differ.
@@ -110,6 +113,7 @@ class HouseholderSVD(LowRankAlgebra):
     # Pickles of before there were bases have none.
     left_base: Tensor | None = None
     right_base: Tensor | None = None
+    _core: Tensor | None = None
 
     def __init__(
         self,
@@ -121,6 +125,7 @@ class HouseholderSVD(LowRankAlgebra):
         triangular: bool = False,
         left_base: Tensor | None = None,
         right_base: Tensor | None = None,
+        core: Tensor | None = None,
     ) -> None:
         self._batch = check_factors(left, singular_values, right, signs, left_base, right_base)
         self.left, self.right = _widen(left), _widen(right)
@@ -129,6 +134,7 @@ class HouseholderSVD(LowRankAlgebra):
         self.left_base = None if left_base is None else _widen(left_base).detach()
         self.right_base = None if right_base is None else _widen(right_base).detach()
         self.triangular = triangular
+        self._core = core
 
     @classmethod
     def from_dense(
@@ -263,8 +269,12 @@ class HouseholderSVD(LowRankAlgebra):
                 y = y if len(batch) == 1 else y.reshape(*batch, m)
                 bias = None
             else:
-                y = self._v.coordinates(y, min(m, n)) * self._signed.unsqueeze(-2)
-                y = self._u.combination(y)
+                if self._core is not None:
+                    y = apply_checked(y, self.right, True, self.triangular)
+                    y = apply_checked(y @ self._core.mT, self.left, False, self.triangular)
+                else:
+                    y = self._v.coordinates(y, min(m, n)) * self._signed.unsqueeze(-2)
+                    y = self._u.combination(y)
             if bias is not None:
                 y = y + bias
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
@@ -299,7 +309,8 @@ class HouseholderSVD(LowRankAlgebra):
         """How W x is computed: by W, by both factors in one Function, or by one after the other."""
         m, n = self.shape[-2:]
         if self.has_base:
-            dense = forms_dense_of_base(count_for_rule(num_vectors), m, n)
+            count = count_for_rule(num_vectors)
+            dense = self._core is None and forms_dense_of_base(count, m, n)
             return "dense" if dense else "in turn"
         # Small factors take longer in two calls of LAPACK than at once.
         large = max(self.left.numel(), self.right.numel()) > SMALL

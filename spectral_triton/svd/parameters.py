@@ -56,15 +56,24 @@ def parameters_from_dense(
             if base == "never":
                 raise
             parts = _of_each(spectrum, partial(of_one, base="always"))
-        lefts, raws, rights, signs, *bases = parts
-        whole = [None if side[0] is None else torch.stack(side) for side in bases]
-        raw = _stacked(raws, signs, spectrum)
-        return Parameters(torch.stack(lefts), raw, torch.stack(rights), torch.stack(signs), *whole)
+        lefts, raws, rights, all_signs, *bases = parts
+        whole = (None if side[0] is None else torch.stack(side) for side in bases)
+        left_base, right_base = whole
+        return Parameters(
+            torch.stack(lefts),
+            _stacked(raws, all_signs, spectrum),
+            torch.stack(rights),
+            torch.stack(all_signs),
+            left_base,
+            right_base,
+        )
     lower, upper = spectrum.bounds
-    left, sigma, right, signs, *bases = factor_dense(
+    found = factor_dense(
         w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds, base=base
     )
-    return Parameters(left, _raw(sigma, spectrum, out_of_bounds), right, signs, *bases)
+    left, sigma, right, signs, left_base, right_base = found
+    raw = _raw(sigma, spectrum, out_of_bounds)
+    return Parameters(left, raw, right, signs, left_base, right_base)
 
 
 def _raw(sigma: Tensor, spectrum: Spectrum, out_of_bounds: str) -> Tensor | None:

@@ -26,6 +26,7 @@ from spectral_triton.spectra.spectrum import SigmoidSpectrum, Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum
 from spectral_triton.svd.base import draw_base, draw_pairs_
 from spectral_triton.svd.cached_svd import CachedSVD
+from spectral_triton.svd.frozen_core import frozen_core
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.parameters import (
     parameters_from_dense,
@@ -204,8 +205,16 @@ class SVDWeight(SpectrumRecord):
         sigma = spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
         if self.left_base is None:
             return make(self.left, sigma, self.right, signs=signs, triangular=True)
-        bases = {"left_base": self.left_base, "right_base": self.right_base}
-        return make(self.left, sigma, self.right, signs=signs, **bases)
+        made_of = (self.raw_singular_values, self.signs, self.left_base, self.right_base)
+        return make(
+            self.left,
+            sigma,
+            self.right,
+            signs=signs,
+            left_base=self.left_base,
+            right_base=self.right_base,
+            core=frozen_core(self, self.spectrum, made_of, sigma),
+        )
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """W x + b for every vector along the last dimension, (..., n) -> (..., m), dtype of x.
