@@ -225,10 +225,12 @@ def _run(
 
     from spectral_triton.experiments.tasks.storage import DataFolder
     from spectral_triton.experiments.training.comparison import Comparison
+    from spectral_triton.experiments.training.denormals import flushed_denormals
     from spectral_triton.experiments.training.processes import joined
     from spectral_triton.experiments.training.progress import ProgressReport, summary_table
 
-    with joined(configs[0].device) as processes:
+    # Before anything computes: threads that are there already would not take part.
+    with flushed_denormals(), joined(configs[0].device) as processes:
         console = Console(quiet=not processes.is_main)
         output = processes.agreed(output)
         data = DataFolder(data_dir, download=download, mirror=mirror)

@@ -136,12 +136,13 @@ def _run(
     quiet: bool,
 ) -> list[str]:
     from spectral_triton.experiments.tasks.storage import DataFolder
+    from spectral_triton.experiments.training.denormals import flushed_denormals
     from spectral_triton.experiments.training.progress import ProgressReport
 
     data = DataFolder(data_dir)
     failures = []
     for reproduction in chosen:
-        with ProgressReport(console, quiet=quiet) as report:
+        with flushed_denormals(), ProgressReport(console, quiet=quiet) as report:
             report.note(f"{reproduction.title} → {output / reproduction.name}")
             failures += reproduction.run(output / reproduction.name, selection, data, report)
     return failures

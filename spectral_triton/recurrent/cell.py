@@ -14,11 +14,15 @@ from spectral_triton.recurrent.parameters import (
     BIASES,
     check_input_dtype,
     plain_tensor,
-    result_dtype,
 )
 from spectral_triton.recurrent.state import initial_state
 from spectral_triton.runtime.cached import is_cached
-from spectral_triton.runtime.validation import check_floating, full_precision, without_autocast
+from spectral_triton.runtime.validation import (
+    autocast_is_on,
+    check_floating,
+    full_precision,
+    without_autocast,
+)
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
@@ -143,6 +147,13 @@ class RecurrentCell(RecurrentModule):
             hx = given if len(given) > 1 else given[0]
             return getattr(torch._VF, function)(x.to(dtype), hx, *weights)
 
-    def _result(self, state: Tensor, input: Tensor) -> Tensor:
-        state = state.to(result_dtype(input))
+    def _result(self, state: Tensor, input: Tensor, hx: Tensor | None) -> Tensor:
+        """A state as it is returned: as wide as it has to be for a loop not to round it each step.
+
+        Under autocast in the dtype of the arithmetic, float32 at least, else in that of the input,
+        or of hx where that is wider.
+        """
+        if not autocast_is_on(input.device.type):
+            wide = input.dtype if hx is None else torch.promote_types(input.dtype, hx.dtype)
+            state = state.to(wide)
         return state if input.dim() == 2 else state.squeeze(0)

@@ -25,6 +25,9 @@ class SpectralGRUCell(RecurrentCell):
     A product costs 12 n (k_u + k_v) operations per vector; with many vectors W_hh is formed
     instead. What the bound on the gates means, the start and the precision are as there.
 
+    The state comes back in the dtype of the input, in float32 at least under autocast, and in that
+    of ``hx`` where it is wider, so that a loop in half precision need not round it at each step.
+
     Args:
         input_size: Features of the input.
         hidden_size: Size n of the state.
@@ -78,11 +81,11 @@ class SpectralGRUCell(RecurrentCell):
         x = self._read(input)
         h = self._state(hx, x, input.dim() == 2)
         if self._steps_at_once():
-            return self._result(self._next("gru_cell", x, h), input)
+            return self._result(self._next("gru_cell", x, h), input, hx)
         of_input, of_state, h = self._pre_activations(x, h, h)
         r, z = (of_input[:2] + of_state[:2]).sigmoid()
         n = (of_input[2] + r * of_state[2]).tanh()
-        return self._result(n + z * (h - n), input)
+        return self._result(n + z * (h - n), input, hx)
 
     @classmethod
     def from_gru_cell(

@@ -26,6 +26,9 @@ class SpectralLSTMCell(RecurrentCell):
     A product costs 16 n (k_u + k_v) operations per vector; with many vectors W_hh is formed
     instead. What the bound on the gates means, the start and the precision are as there.
 
+    The states come back in the dtype of the input, in float32 at least under autocast, and in that
+    of ``hx`` where it is wider, so that a loop in half precision need not round it at each step.
+
     Args:
         input_size: Features of the input.
         hidden_size: Size n of the state.
@@ -79,19 +82,19 @@ class SpectralLSTMCell(RecurrentCell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The next state and cell state."""
-        h, c = read_pair(hx)
+        h_0, c_0 = read_pair(hx)
         x = self._read(input)
         batched = input.dim() == 2
-        h = self._state(h, x, batched, "h_0 of hx")
-        c = self._state(c, x, batched, "c_0 of hx")
+        h = self._state(h_0, x, batched, "h_0 of hx")
+        c = self._state(c_0, x, batched, "c_0 of hx")
         if self._steps_at_once():
             h, c = self._next("lstm_cell", x, h, c)
-            return self._result(h, input), self._result(c, input)
+            return self._result(h, input, h_0), self._result(c, input, c_0)
         of_input, of_state, c = self._pre_activations(x, h, c)
         i, f, g, o = of_input + of_state
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
-        return self._result(h, input), self._result(c, input)
+        return self._result(h, input, h_0), self._result(c, input, c_0)
 
     @classmethod
     def from_lstm_cell(

@@ -23,6 +23,9 @@ class SpectralRNNCell(RecurrentCell):
     Each call prepares the factors, inside :func:`cached` only the first: use it for loops. Over a
     whole sequence :class:`SpectralRNN` is faster still.
 
+    The state comes back in the dtype of the input, in float32 at least under autocast, and in that
+    of ``hx`` where it is wider, so that a loop in half precision need not round it at each step.
+
     Args:
         input_size: Features of the input.
         hidden_size: Size n of the state.
@@ -93,7 +96,7 @@ class SpectralRNNCell(RecurrentCell):
         h0 = self._state(hx, x[0], input.dim() == 2)
         options = (self.nonlinearity, self.negative_slope, modrelu_bias(self, ""), False, None)
         h = run(x, h0, self.factors, *options, *input_weights(self, "", x))[1]
-        return self._result(h, input)
+        return self._result(h, input, hx)
 
     @classmethod
     def from_rnn_cell(

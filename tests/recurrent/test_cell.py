@@ -101,8 +101,9 @@ def test_half_precision_is_rounded_once(name, dtype):
     with torch.autocast("cpu", torch.bfloat16):
         result = flat(single(x))
     for mine, theirs in zip(result, flat(single(x)), strict=True):
-        assert mine.dtype == torch.bfloat16
-        assert (mine.float() - theirs).abs().max() <= 0.5 * torch.finfo(torch.bfloat16).eps
+        # A state that is carried on is not rounded at each step.
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).abs().max() <= 1e-6
 
 
 @every_cell
