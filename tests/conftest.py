@@ -1,6 +1,7 @@
 """What every test relies on: a seed, float64 by default, uninitialised memory that shows itself."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,32 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device the tests run on: cpu or cuda")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="first and last case of each test, none that takes long",
+    )
+
+
+# By CPU seconds: compilers, several processes, and the command line in processes of its own.
+SLOW = re.compile(
+    r"kernels/test_(configuration|grid_recurrence)|distributed/|training/test_processes|test_cli"
+    r"|test_packaging|test_fuzz|opcheck|compile|inductor|programs_compute|without_triton"
+    r"|test_registered_op|backends_agree|kernels/|test_denormals|test_comparison|test_commands"
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--quick"):
+        return
+    cases = {}
+    for item in items:
+        if not SLOW.search(item.nodeid):
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    kept = {id(item) for group in cases.values() for item in (group[0], group[-1])}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
 
 
 @pytest.fixture

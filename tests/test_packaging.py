@@ -17,6 +17,7 @@ from torch import nn
 
 import spectral_triton
 
+pytestmark = pytest.mark.xdist_group("packaging")
 ROOT = Path(__file__).parents[1]
 # Each folder of modules, and the folder of its tests.
 FOLDERS = {

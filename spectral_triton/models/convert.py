@@ -75,7 +75,7 @@ def convert(
     select: Selection | None = None,
     *,
     num_reflectors: int | None = None,
-    spectrum: Spectrum | None = None,
+    spectrum: Spectrum | Callable[[str, Tensor], Spectrum] | None = None,
     out_of_bounds: str = "clip",
     inplace: bool = False,
 ) -> tuple[nn.Module, ConversionReport]:
@@ -115,7 +115,10 @@ def convert(
         select: Which layers: one or several types of torch's layers, or a function of a layer's
             name and itself; all that can be converted if None.
         num_reflectors: At most this many per side, all min(m, n) if None.
-        spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        spectrum: Map from raw parameter to σ, that within 1 % of 1 if None; or
+            a function of a layer's name and the singular values it has, which returns one:
+            ``lambda name, sigma: SigmoidSpectrum.around(sigma, 1.2)`` keeps every weight and lets
+            no norm grow beyond 1.2 times what it was.
         out_of_bounds: "clip", or "raise" where a singular value is out of bounds.
         inplace: Exchanges the layers inside ``model`` rather than in a deep copy. A model that is
             itself one such layer cannot change its type: use what is returned.
@@ -143,7 +146,8 @@ def convert(
     if num_reflectors is not None:
         check_integer("num_reflectors", num_reflectors, 0)
     check_choice("out_of_bounds", out_of_bounds, ("clip", "raise"))
-    resolve_spectrum(spectrum)
+    if isinstance(spectrum, Spectrum) or not callable(spectrum):
+        resolve_spectrum(spectrum)
     if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()):
         raise ValueError("model is in DistributedDataParallel: convert its module, then wrap that")
     selected = _selector(select)
@@ -167,7 +171,10 @@ def convert(
             reason = "compiled by itself: convert first, then compile"
         if reason is None:
             try:
-                new = _build(layer, num_reflectors, spectrum, out_of_bounds)
+                own = spectrum
+                if not isinstance(spectrum, Spectrum) and callable(spectrum):
+                    own = resolve_spectrum(spectrum(name, _singular_values(layer)))
+                new = _build(layer, num_reflectors, own, out_of_bounds)
             except ValueError as error:
                 raise ValueError(f"{name or 'model'}: {error}") from error
         if reason is not None:
@@ -253,7 +260,7 @@ def _obstacle(layer: Any, owners: Counter[int]) -> str | None:
 def _build(
     layer: Any,
     num_reflectors: int | None,
-    spectrum: Spectrum | None,
+    spectrum: Any,
     out_of_bounds: str,
 ) -> nn.Module:
     counterpart, names = COUNTERPARTS[type(layer)], _dense_names(layer)
@@ -279,15 +286,25 @@ def _matrices(layer: Any, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def _singular_values(layer: Any) -> Tensor:
+    """All singular values of the weights that get bounds."""
+    weights = (_matrices(layer, layer._parameters[name]) for name in _dense_names(layer))
+    return torch.cat([torch.linalg.svdvals(w).flatten() for w in weights])
+
+
+@torch.no_grad()
 def _compare(name: str, layer: Any, new: Any) -> ConvertedLayer:
     before, after, moved, norm = [], [], 0.0, 0.0
     for tensor in _dense_names(layer):
         old = _matrices(layer, layer._parameters[tensor])
         difference = _matrices(layer, getattr(new, tensor)) - old
-        before.append(torch.linalg.svdvals(old).flatten())
-        after.append(_svd_weight(new, tensor).singular_values.abs().flatten())
-        moved += difference.square().sum().item()
-        norm += old.square().sum().item()
+        sigma = _svd_weight(new, tensor).singular_values.abs().flatten()
+        change, size = difference.square().sum().item(), old.square().sum().item()
+        # A decomposition costs as much as all the rest. A weight that was kept has these still.
+        kept = change <= 1e-10 * size
+        before.append(sigma if kept else torch.linalg.svdvals(old).flatten())
+        after.append(sigma)
+        moved, norm = moved + change, norm + size
     return ConvertedLayer(
         name=name,
         old_type=type(layer).__name__,

@@ -113,6 +113,46 @@ class SigmoidSpectrum(Spectrum):
             )
         _keep_single_bounds(self)
 
+    @classmethod
+    def around(cls, singular_values: Tensor, factor: float = 1.2) -> SigmoidSpectrum:
+        r"""The band around given singular values, with room to move by a factor at both ends.
+
+        From :math:`\min_i \sigma_i / f` to :math:`f \max_i \sigma_i`, with unit slope at the
+        center: nothing has to be clipped, and the norm cannot grow beyond f times what it was.
+
+        Args:
+            singular_values: σ of a given weight, any shape, not negative.
+            factor: f, more than 1.
+
+        Raises:
+            TypeError: if ``singular_values`` is not a real floating point tensor, or ``factor`` no
+                number.
+            ValueError: if there are none, one is negative or not finite, all are zero, or
+                ``factor`` is not above 1.
+
+        Example:
+            >>> SigmoidSpectrum.around(torch.tensor([0.5, 2.0]), factor=2).bounds
+            (0.25, 4.0)
+        """
+        check_number("factor", factor)
+        if factor <= 1:
+            raise ValueError(f"factor must be more than 1, got {factor}")
+        if not isinstance(singular_values, Tensor) or not singular_values.is_floating_point():
+            raise TypeError(
+                f"singular_values must be a real floating-point tensor, got {singular_values!r}"
+            )
+        if singular_values.numel() == 0:
+            raise ValueError("singular_values must hold one at least, got none")
+        least, most = (float(bound) for bound in singular_values.detach().double().aminmax())
+        if not (least >= 0 and 0 < most < math.inf):
+            raise ValueError(
+                f"singular_values must be finite, none negative and not all zero, got values from "
+                f"{least:g} to {most:g}"
+            )
+        lower, upper = least / factor, most * factor
+        margin = (upper - lower) / 2
+        return cls(center=(lower + upper) / 2, margin=margin, scale=2 / margin)
+
     @property
     def bounds(self) -> tuple[float, float]:
         return self.center - self.margin, self.center + self.margin

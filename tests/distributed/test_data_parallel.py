@@ -15,6 +15,7 @@ from spectral_triton import lipschitz_constant
 from spectral_triton.analysis.spectra import spectra
 
 pytestmark = [
+    pytest.mark.xdist_group("data parallel"),
     pytest.mark.skipif(
         not (dist.is_available() and dist.is_gloo_available()), reason="torch has no gloo"
     ),

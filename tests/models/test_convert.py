@@ -381,3 +381,23 @@ def test_lazy_and_shared_weights_do_not_trouble_the_report():
     assert [layer.name for layer in report.skipped] == ["4"]
     assert report.unbounded == (("2.weight", (5, 4)),), "not lazy, not twice, not the skipped one"
     assert convert(weight_norm(nn.Linear(4, 4)))[1].unbounded == ()
+
+
+def test_a_spectrum_of_each_weight_keeps_it_and_bounds_its_growth():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.LSTM(9, 4), nn.Conv1d(1, 3, 3))
+    names = []
+
+    def around(name, sigma):
+        names.append((name, sigma.numel()))
+        return SigmoidSpectrum.around(sigma, 1.2)
+
+    new, report = convert(model, spectrum=around, num_reflectors=2, out_of_bounds="raise")
+    assert names == [("0", 6), ("2", 16), ("3", 3)]
+    assert all(layer.relative_change < 1e-12 for layer in report.converted)
+    most = torch.linalg.matrix_norm(model[0].weight, 2).item()
+    with torch.no_grad():
+        new[0].svd.raw_singular_values.fill_(1e9)
+    assert torch.linalg.matrix_norm(new[0].weight, 2) <= 1.2 * most * (1 + 1e-9)
+    with pytest.raises(TypeError, match="spectrum must be a Spectrum"):
+        convert(model, spectrum=lambda name, sigma: 1.0)

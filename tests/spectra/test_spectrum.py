@@ -251,3 +251,32 @@ def test_a_band_without_a_number_is_refused():
         spectrum(torch.zeros(1, dtype=torch.float32))
     lower, upper = spectrum.bounds
     assert lower <= spectrum(torch.zeros(1)).item() <= upper
+
+
+def test_a_band_around_singular_values_holds_them():
+    sigma = torch.rand(3, 20) * 5
+    spectrum = SigmoidSpectrum.around(sigma, 1.5)
+    assert spectrum.bounds == pytest.approx((sigma.min().item() / 1.5, sigma.max().item() * 1.5))
+    torch.testing.assert_close(spectrum(spectrum.inverse(sigma)), sigma)
+    raw = torch.zeros(1, requires_grad=True)
+    (slope,) = torch.autograd.grad(spectrum(raw).sum(), raw)
+    torch.testing.assert_close(slope, torch.ones(1))
+    lone = SigmoidSpectrum.around(torch.tensor([0.0, 3.0]))
+    assert lone.bounds == pytest.approx((0.0, 3.6))
+
+
+@pytest.mark.parametrize(
+    ("sigma", "factor", "error", "match"),
+    [
+        (torch.zeros(3), 1.2, ValueError, "not all zero"),
+        (torch.tensor([-1.0, 2.0]), 1.2, ValueError, "none negative"),
+        (torch.tensor([1.0, float("nan")]), 1.2, ValueError, "finite"),
+        (torch.ones(0), 1.2, ValueError, "got none"),
+        (torch.ones(2), 1.0, ValueError, "factor must be more than 1"),
+        (torch.ones(2), "2", TypeError, "factor must be a number"),
+        (torch.ones(2).long(), 1.2, TypeError, "floating-point"),
+    ],
+)
+def test_no_band_around_what_is_no_singular_value(sigma, factor, error, match):
+    with pytest.raises(error, match=match):
+        SigmoidSpectrum.around(sigma, factor)

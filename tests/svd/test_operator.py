@@ -135,8 +135,12 @@ def test_from_dense_and_truncation(factors, data):
     rank = data.draw(st.integers(0, min(w.shape[-2:])))
     u, sigma, vh = torch.linalg.svd(w, full_matrices=False)
     best = (u[..., :rank] * sigma[..., None, :rank]) @ vh[..., :rank, :]
-    close(factors.truncate(rank).to_dense(), best, 100)
-    close(again.truncate(rank).to_dense(), best, 100)
+    # Vectors of singular values that nearly agree are known to rounding over their distance.
+    dropped = 0 < rank < sigma.shape[-1]
+    gap = (sigma[..., rank - 1] - sigma[..., rank]).min().item() if dropped else 1.0
+    scale = 100 * max(1.0, 0.1 / gap)
+    close(factors.truncate(rank).to_dense(), best, scale)
+    close(again.truncate(rank).to_dense(), best, scale)
     low = HouseholderSVD.from_dense(best, num_reflectors=rank)
     close(low.to_dense(), best, 100)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# peft 0.21.2: how orthogonal the orthogonal adapters are after training (HRA, HRA with apply_GS, OFT)
+# peft 0.21.2: how orthogonal its orthogonal adapters are after training (OFT; HRA with and without apply_GS)
 #
 # Guess: all three stay orthogonal to rounding, as their names say.
-# Seen: printed below, as the largest entry of RᵀR - I for the matrix R that multiplies the frozen weight, after 100 steps of Adam.
-# For users: reflectors are exactly orthogonal whatever their values; orthonormalised columns are one reflection of rank r only
-# while the process behind them is exact, and a truncated Neumann series of the Cayley map is not.
+# Seen: HRA, with Gram-Schmidt or without, stays orthogonal to 2e-7. OFT does not: after 100 steps of Adam with a rate of 0.01 the
+# largest entry of the defect RᵀR - I was 0.90, with the defaults.
+# For users: a truncated series for the Cayley map is orthogonal near the start only. Reflectors are, whatever their values.
 source "$(dirname "$0")/environment.bash"
 install torch==2.13.0 peft==0.21.2 transformers==5.24.0 numpy==2.4.6
 run <<'PYTHON'
@@ -34,6 +34,6 @@ for name, config in {
         r = model(torch.eye(64)).double()
     defects[name] = (r @ r.mT - torch.eye(64, dtype=torch.float64)).abs().max().item()
     print(name, "largest entry of the defect:", defects[name])
-assert defects["HRA"] < 1e-5
-assert max(defects["HRA, apply_GS"], defects["OFT"]) > 1e-3, "both are orthogonal now: this has changed"
+assert max(defects["HRA"], defects["HRA, apply_GS"]) < 1e-5
+assert defects["OFT"] > 1e-2, "OFT stays orthogonal now: this has changed"
 PYTHON
