@@ -2,7 +2,7 @@
 # triton 3.6.0: loops with a run-time bound in the interpreter, with NumPy 2.4
 #
 # Guess: the interpreter runs whatever compiles, slowly.
-# Seen: `for t in range(T)` with an integer argument T raises a TypeError with NumPy 2.4 and newer; with NumPy 2.3 it runs.
+# Seen: `for t in range(T)` with an integer argument T fails with NumPy 2.4 (an InterpreterError); with NumPy 2.3 it runs.
 # For users: our tests of kernels without a GPU need Triton 3.7.1, or an older NumPy.
 source "$(dirname "$0")/environment.bash"
 install torch==2.13.0 triton==3.6.0 numpy==2.4.6
