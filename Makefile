@@ -13,6 +13,8 @@ help:
 	@echo "make test         run the tests on all cores, 5 to 7 minutes on two"
 	@echo "make test-quick   a case or two of each test, without what takes long, about 1 minute"
 	@echo "make test-oldest  run them with the oldest PyTorch and Triton that are supported (a download of gigabytes)"
+	@echo "make test-compiled  run the kernels' tests on their compiled form, without a GPU (gigabytes; Python 3.12 or 3.13)"
+	@echo "make  put faults into the kernels, one at a time, and see which tests notice"
 	@echo "make lint         check style"
 	@echo "make types        check the types of the installed package"
 	@echo "make package      build wheel and sdist in dist"
@@ -40,6 +42,21 @@ test-oldest:
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/pip install --quiet --editable '.[test,experiments]' 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4'
 	OMP_NUM_THREADS=1 build/oldest/bin/pytest --quiet $(ON_ALL_CORES)
+
+# ttsem reads the compiled form of exactly these versions.
+PYTHON_COMPILED ?= $(firstword $(shell for python in python3.12 python3.13 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python; do \
+	"$$python" -c 'import sys, venv; print(sys.executable)' 2>/dev/null; done))
+COMPILED := build/compiled
+
+$(COMPILED)/.installed: constraints.txt pyproject.toml
+	@test -n "$(PYTHON_COMPILED)" || { echo "make test-compiled needs Python 3.12 or 3.13: neither python3.12 nor python3.13 runs; name one with PYTHON_COMPILED=/path/to/python3.12"; exit 1; }
+	$(PYTHON_COMPILED) -m venv $(COMPILED)
+	grep -vE '^(torch|triton)==' constraints.txt > $(COMPILED)/constraints.txt
+	$(COMPILED)/bin/pip install --quiet --constraint $(COMPILED)/constraints.txt --editable '.[test]' 'torch==2.14.0' 'triton==3.8.0' 'ttsem==0.1.0'
+	@touch $@
+
+test-compiled: $(COMPILED)/.installed
+	OMP_NUM_THREADS=1 $(COMPILED)/bin/python tests/compiled_form.py --quiet --report perf/reports/compiled_form.md
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

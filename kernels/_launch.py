@@ -47,11 +47,12 @@ def architecture(device: torch.device) -> str:
     return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
 
 
-def launch_options(num_warps: int, arch: str) -> dict[str, int]:
+def launch_options(num_warps: int, arch: str) -> dict[str, int | bool]:
     """For ``num_warps`` groups of 32 lanes, which is what the kernels' layouts count."""
     if arch == "gfx942":  # its wavefronts have 64 lanes
         num_warps = max(1, num_warps // 2)
-    options = {"num_warps": num_warps, "num_stages": 1}
+    # Fused multiply-adds, said outright: Triton 3.10 will leave them out unless they are asked for.
+    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": True}
     # Told its limit, ptxas spills what does not fit; left alone it has fallen back to 32 registers.
     limited = arch.startswith("sm_") and num_warps >= 16
     return options | {"maxnreg": 128} if limited else options

@@ -280,7 +280,7 @@ GRID = {
     for dtype, configs in {
         _F32: (
             GridConfig(512, 64, lanes_n=4),
-            GridConfig(1024, 32, lanes_n=2),
+            GridConfig(1024, 32, lanes_n=2, spills=8),  # sm_100 from Triton 3.8 on; else 0
             GridConfig(2048, 16, lanes_n=1),
         ),
         _F64: (

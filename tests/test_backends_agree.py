@@ -11,6 +11,7 @@ from spectral_triton import (
     SpectralRNN,
     SVDLinear,
     apply_reflectors,
+    householder_product,
     spectral_recurrence,
     use_backend,
 )
@@ -51,6 +52,42 @@ def test_recurrence(nonlinearity, reverse, n, k):
         return (spectral_recurrence(x, h0, factors, **options),)
 
     torch.testing.assert_close(*_both(run, inputs))
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize(("n", "k"), [(70, 2), (6, 6)], ids=["folded", "dense"])
+def test_recurrence_in_single_precision(nonlinearity, n, k):
+    """The kernels' error is at most twice PyTorch's in the same dtype, plus 16 ulp."""
+    exact = [torch.randn(k, n), torch.rand(n), torch.randn(k, n)]
+    exact += [torch.randn(4, 3, n), torch.randn(3, n), torch.randn(n)]
+
+    def results(dtype):
+        inputs = [a.to(dtype).requires_grad_() for a in exact]
+        bias = inputs.pop() if nonlinearity == "modrelu" else None
+
+        def run():
+            factors = HouseholderSVD(*inputs[:3])
+            x, h0 = inputs[3:5]
+            return (spectral_recurrence(x, h0, factors, nonlinearity=nonlinearity, bias=bias),)
+
+        return _both(run, inputs[:5] + [bias] * (bias is not None))
+
+    (ours, plain), (_, oracles) = results(torch.float32), results(torch.float64)
+    for result, same, oracle in zip(ours, plain, oracles, strict=True):
+        ulp = torch.finfo(torch.float32).eps * oracle.abs().max().clamp_min(1.0)
+        allowed = 2 * (same - oracle).abs().max() + 16 * ulp
+        assert (result - oracle).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_reflectors(transpose, dtype):
+    x, v = (torch.randn(5, 9, dtype=dtype, requires_grad=True) for _ in range(2))
+
+    def run():
+        return apply_reflectors(x, v, transpose=transpose), householder_product(v)
+
+    torch.testing.assert_close(*_both(run, [x, v]))
 
 
 @pytest.mark.parametrize("k", [2, None], ids=["folded", "dense"])

@@ -18,18 +18,22 @@ if not torch.cuda.is_available() and os.environ.setdefault("TRITON_INTERPRET", "
         raise pytest.UsageError("Triton was imported before TRITON_INTERPRET=1 was set")
 
 
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+def pytest_collection_modifyitems(config, items):
+    absent = {
+        "gpu": (not torch.cuda.is_available(), "no CUDA device"),
+        "compiled": (not hasattr(config, "compiled_form"), "make test-compiled runs it"),
+    }
+    for item in items:
+        for marker, (skip, reason) in absent.items():
+            if skip and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
 def device():
     """Kernels do not run on the CPU but in the interpreter, so a GPU is used where there is one."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return torch.device("cpu" if interpreted else "cuda")
+    return torch.device("cpu" if interpreted or not torch.cuda.is_available() else "cuda")
 
 
 @pytest.fixture
