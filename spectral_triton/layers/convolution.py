@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.layers.patches import bound_patches, count_patches
+from spectral_triton.layers.convolution_norms import ConvolutionNorms
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     check_flag,
@@ -43,7 +43,7 @@ _SETTINGS = (
 Convolution = TypeVar("Convolution", bound="SVDConvolution")
 
 
-class SVDConvolution(nn.Module):
+class SVDConvolution(ConvolutionNorms):
     """The base of :class:`SVDConv1d` and its like, which say how many dimensions."""
 
     dimensions: ClassVar[int]
@@ -161,11 +161,6 @@ class SVDConvolution(nn.Module):
         return self.svd.to_dense().reshape(self.out_channels, *inner)
 
     @property
-    def singular_values(self) -> Tensor:
-        """Those of the flattened kernel, ([groups,] p), unsorted, float32 at least."""
-        return self.svd.singular_values
-
-    @property
     def factors(self) -> HouseholderSVD:
         """The flattened kernel as an operator on patches; batched where there are groups."""
         return self.svd.factors
@@ -199,51 +194,6 @@ class SVDConvolution(nn.Module):
                 wide, kernel, bias, self.stride, padding, self.dilation, self.groups
             )
         return y.to(x.dtype)
-
-    def operator_norm_bound(self, input_size: int | Sequence[int] | None = None) -> Tensor:
-        r"""An upper bound of the 2-norm of the convolution, without its bias, as a linear map.
-
-        .. math:: \|K\|_2 \prod_d \sqrt{c_d}
-
-        where :math:`\|K\|_2` is the largest singular value of the flattened kernel and c_d, for
-        each dimension, the number of patches that an element of the input takes part in. Along a
-        dimension of kernel k, stride s and dilation δ with zero padding
-        :math:`c \le \lceil k g / s \rceil`, g = gcd(s, δ): a tap meets every s-th element, and taps
-        s / g apart meet the same ones. The bound is exact where patches do not overlap and cover a
-        whole patch (c = 1), and nearly attained by a kernel that is constant, on a large input.
-
-        Other paddings copy elements, each of which counts. Without ``input_size`` the bound is for
-        any size: circular padding has c ≤ k where it appends no more than δ (k − 1) elements, else
-        this and "reflect" multiply by one for each padded side plus one, "replicate" by the number
-        of elements appended plus one. With ``input_size`` the patches are counted, which is exact
-        for c in all modes, and often smaller.
-
-        Args:
-            input_size: Length, (height, width) or (depth, height, width) of the input; None for
-                any.
-
-        Returns:
-            Scalar tensor, differentiable, float32 at least.
-
-        Raises:
-            ValueError: if ``input_size`` is not positive, or gives no output.
-        """
-        shape = zip(self.kernel_size, self.stride, self.dilation, self._pads, strict=True)
-        if input_size is None:
-            counts = [bound_patches(*settings, self.padding_mode) for settings in shape]
-        else:
-            sizes: Any = input_size
-            if not isinstance(input_size, Sequence):
-                sizes = (input_size,) * self.dimensions
-            if len(sizes) != self.dimensions:
-                raise ValueError(
-                    f"input_size must have {self.dimensions} entries, got {input_size!r}"
-                )
-            counts = [
-                count_patches(size, *settings, self.padding_mode)
-                for size, settings in zip(sizes, shape, strict=True)
-            ]
-        return self.singular_values.abs().amax() * math.sqrt(math.prod(counts))
 
     @classmethod
     def from_conv(

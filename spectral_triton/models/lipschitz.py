@@ -14,6 +14,7 @@ from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.mlp import SVDMLP
 from spectral_triton.layers.patches import bound_patches
 from spectral_triton.layers.residual import SVDResidualBlock
+from spectral_triton.layers.symbol import norm_bound, symbol_bound
 from spectral_triton.runtime.computed_tensors import compute_tensors
 from spectral_triton.runtime.sharding import gathered, original_type
 from spectral_triton.runtime.validation import full_precision, without_autocast
@@ -127,12 +128,21 @@ def _conv(conv: Any) -> Tensor:
     pairs = [(pads[i], pads[i + 1]) for i in range(len(pads) - 2, -1, -2)]
     settings = zip(conv.kernel_size, conv.stride, conv.dilation, pairs, strict=True)
     patches = math.prod([bound_patches(*along, conv.padding_mode) for along in settings])
-    return _matrix_norm(conv.weight, conv.groups) * math.sqrt(patches)
+    by_patches = _matrix_norm(conv.weight, conv.groups) * math.sqrt(patches)
+    kernel = gathered(conv.weight).unflatten(0, (conv.groups, -1))
+    with without_autocast(kernel.device.type):
+        bound = norm_bound(kernel, conv.stride, conv.dilation, pairs, conv.padding_mode)
+    return torch.minimum(bound, by_patches)
 
 
 def _conv_transpose(conv: Any) -> Tensor:
     # The transpose of the convolution with the same kernel, less what padding cuts off.
-    return _matrix_norm(conv.weight, conv.groups) * math.sqrt(_patches(conv, len(conv.kernel_size)))
+    patches = _patches(conv, len(conv.kernel_size))
+    by_patches = _matrix_norm(conv.weight, conv.groups) * math.sqrt(patches)
+    kernel = gathered(conv.weight).unflatten(0, (conv.groups, -1))
+    with without_autocast(kernel.device.type):
+        bound = symbol_bound(kernel, conv.stride, conv.dilation)
+    return torch.minimum(bound, by_patches)
 
 
 def _each(setting: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
