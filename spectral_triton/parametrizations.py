@@ -16,6 +16,7 @@ from spectral_triton.runtime.validation import (
     check_choice,
     check_floating,
     check_integer,
+    full_precision,
     resolve_num_reflectors,
 )
 from spectral_triton.spectra.record import SpectrumRecord
@@ -49,7 +50,8 @@ def svd(
     A weight within the bounds is kept. Otherwise its singular values are clipped, U and V are kept.
     Where there are fewer reflectors than the weight needs, its singular vectors become a base that
     they start from, two parameters without gradient, see :class:`SVDWeight`. Assigning to
-    ``module.<name>`` later obeys ``out_of_bounds``.
+    ``module.<name>`` later obeys ``out_of_bounds``. On the meta device only shapes are made, for a
+    state dict to fill.
 
     W is formed at each access, at 4 p (m k_u + n k_v) operations; use :func:`cached` or
     ``torch.nn.utils.parametrize.cached()`` where a weight is read several times, as
@@ -253,6 +255,20 @@ class _SVD(SpectrumRecord):
             made = None if base is None else nn.Parameter(base, requires_grad=False)
             self.register_parameter(name, made)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        present = f"{prefix}left_base" in state_dict
+        if f"{prefix}signs" in state_dict and present != (self.left_base is not None):
+            # Whether there are bases belongs to the values: without them they mean another W.
+            (_, m, n), p = self._blocks(self._example()).shape, self.signs.shape[-1]
+            dtype = full_precision(self.signs.dtype)
+            made = [self.signs.new_empty(self.num_blocks, s, p, dtype=dtype) for s in (m, n)]
+            self._set_bases(*(made if present else (None, None)))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _example(self) -> Tensor:
+        """Of the shape of the weight, without values."""
+        return torch.empty(self.weight_shape, device="meta")
+
     def _blocks(self, weight: Tensor) -> Tensor:
         return weight.flatten(1).unflatten(0, (self.num_blocks, -1))
 
@@ -275,7 +291,9 @@ class _SVD(SpectrumRecord):
             left_base=self.left_base,
             right_base=self.right_base,
         )
-        return factors.to_dense().to(left.dtype).reshape(self.weight_shape)
+        dense = factors.to_dense().to(left.dtype)
+        # Tall ones come transposed, which safetensors and parameters_to_vector refuse.
+        return dense.reshape(self.weight_shape).contiguous()
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
@@ -284,6 +302,11 @@ class _SVD(SpectrumRecord):
             raise ValueError(
                 f"weight must have shape {tuple(self.weight_shape)}, got {tuple(weight.shape)}"
             )
+        if weight.is_meta:
+            # Values, and with them whether there are bases, come with a state dict.
+            (_, m, n), (k_u, k_v) = self._blocks(weight).shape, self.num_reflectors
+            shapes = [(k_u, m), (k_v, n)] + [(min(m, n),)] * self.spectrum.trainable
+            return tuple(weight.new_empty(self.num_blocks, *shape) for shape in shapes)
         left, raw, right, signs, *bases = parameters_from_dense(
             self._blocks(weight),
             self.spectrum,

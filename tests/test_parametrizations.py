@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from spectral_triton.models.bake import bake
 from spectral_triton.parametrizations import remove_svd, svd, svd_names
 from spectral_triton.spectra.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
 
@@ -356,3 +357,51 @@ def test_remove_names_what_it_cannot():
     with pytest.raises(ValueError, match="weight has further parametrizations, SpectralNorm"):
         remove_svd(layer)
     assert parametrize.is_parametrized(layer, "weight")
+
+
+@pytest.mark.parametrize("num_reflectors", [None, 2])
+def test_on_the_meta_device_shapes_are_made_and_a_state_dict_fills_them(num_reflectors):
+    options = {"num_reflectors": num_reflectors, "spectrum": SigmoidSpectrum(1, 0.9)}
+    whole = svd(nn.Linear(4, 6), **options)
+    hollow = svd(nn.Linear(4, 6, device="meta"), **options)
+    assert {tensor.device.type for tensor in hollow.state_dict().values()} == {"meta"}
+    assert hollow.weight.shape == (6, 4)
+    hollow.load_state_dict(whole.state_dict(), assign=True)
+    assert torch.equal(hollow.weight, whole.weight)
+    gates = svd(nn.LSTM(3, 4, device="meta"), "weight_hh_l0", num_blocks=4)
+    gates.to_empty(device="cpu").load_state_dict(
+        svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4).state_dict()
+    )
+    x = torch.randn(5, 2, 3)
+    assert gates(x)[0].isfinite().all()
+
+
+def test_a_state_without_bases_loads_where_there_were_some():
+    spectrum = SigmoidSpectrum(1, 0.9)
+    based = svd(nn.Linear(4, 6), num_reflectors=2, spectrum=spectrum)
+    assert based.parametrizations.weight[0].left_base is not None
+    state = based.state_dict()
+    plain = {key: value for key, value in state.items() if not key.endswith("_base")}
+    based.load_state_dict(plain)
+    assert based.parametrizations.weight[0].left_base is None
+    based.load_state_dict(state)
+    assert torch.equal(based.weight, svd_of(state, spectrum))
+
+
+def svd_of(state, spectrum):
+    module = svd(nn.Linear(4, 6), num_reflectors=2, spectrum=spectrum)
+    module.load_state_dict(state)
+    return module.weight
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_weights_have_the_strides_of_torch(shape):
+    module = svd(nn.Linear(*shape))
+    assert module.weight.is_contiguous()
+    assert remove_svd(module).weight.is_contiguous()
+    assert (
+        len(torch.nn.utils.parameters_to_vector(module.parameters()))
+        == shape[0] * shape[1] + (shape[1])
+    )
+    convolution = svd(nn.ConvTranspose2d(*shape, 2))
+    assert bake(convolution).weight.stride() == nn.ConvTranspose2d(*shape, 2).weight.stride()

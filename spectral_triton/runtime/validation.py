@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TypeGuard
 
 import torch
@@ -74,8 +74,11 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Raises TypeError unless ``value`` is an int or a float, ValueError unless it is finite."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    """Raises TypeError unless ``value`` is a real number, ValueError unless it is finite.
+
+    NumPy's numbers are numbers.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,6 +104,7 @@ class SigmoidSpectrum(Spectrum):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        _use_plain_numbers(self)
         check_number("center", self.center)
         _check_positive("margin", self.margin)
         _check_positive("scale", self.scale)
@@ -203,6 +206,7 @@ class SignedSpectrum(Spectrum):
     limit: float = 1.0
 
     def __post_init__(self) -> None:
+        _use_plain_numbers(self)
         _check_positive("limit", self.limit)
         _keep_single_bounds(self)
 
@@ -247,6 +251,7 @@ class SoftplusSpectrum(Spectrum):
     minimum: float = 0.0
 
     def __post_init__(self) -> None:
+        _use_plain_numbers(self)
         check_number("minimum", self.minimum)
         if self.minimum < 0:
             raise ValueError(f"minimum must not be negative, got {self.minimum}")
@@ -296,6 +301,7 @@ class FixedSpectrum(Spectrum):
     trainable = False
 
     def __post_init__(self) -> None:
+        _use_plain_numbers(self)
         _check_positive("value", self.value)
 
     @property
@@ -316,6 +322,14 @@ class FixedSpectrum(Spectrum):
         if other.numel():
             raise ValueError(f"singular values must equal {self.value}, got {other[0].item()}")
         return torch.zeros_like(singular_values, dtype=full_precision(singular_values.dtype))
+
+
+def _use_plain_numbers(spectrum: Any) -> None:
+    """Python's numbers in the place of NumPy's, which have another repr and no safe pickle."""
+    for field in fields(spectrum):
+        value = getattr(spectrum, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(spectrum, field.name, value.item())
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -225,8 +225,8 @@ class SVDWeight(SpectrumRecord):
         return self.factors.apply(x, bias)
 
     def to_dense(self) -> Tensor:
-        """W of shape ([num_blocks,] m, n), differentiable, float32 at least."""
-        return self.factors.to_dense()
+        """W of shape ([num_blocks,] m, n), contiguous, differentiable, float32 at least."""
+        return self.factors.to_dense().contiguous()
 
     @torch.no_grad()
     def set_dense_(self, w: Tensor, out_of_bounds: str = "raise") -> SVDWeight:

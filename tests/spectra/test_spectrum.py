@@ -1,10 +1,13 @@
 """Spectrum maps: formula, bounds at the float level, inverse, slope, refusal of bad arguments."""
 
 import copy
+import io
 import math
 import pickle
 import shutil
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +20,7 @@ from spectral_triton.spectra.spectrum import (
     SoftplusSpectrum,
     Spectrum,
 )
+from spectral_triton.spectra.stacked import StackedSpectrum
 
 TRAINABLE = [
     SigmoidSpectrum(),
@@ -280,3 +284,41 @@ def test_a_band_around_singular_values_holds_them():
 def test_no_band_around_what_is_no_singular_value(sigma, factor, error, match):
     with pytest.raises(error, match=match):
         SigmoidSpectrum.around(sigma, factor)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.float16])
+def test_numbers_of_numpy_are_numbers(number):
+    made = SigmoidSpectrum(center=number(2), margin=number(1)), FixedSpectrum(number(2))
+    assert made == (SigmoidSpectrum(2, 1), FixedSpectrum(2))
+    assert "np" not in repr(made)
+    assert SoftplusSpectrum(number(1)).bounds == SoftplusSpectrum(1).bounds
+    assert SignedSpectrum(number(2)).bounds == (-2, 2)
+    with pytest.raises(ValueError, match="margin must be finite"):
+        SigmoidSpectrum(margin=np.float32("nan"))
+    with pytest.raises(TypeError, match="margin must be a number"):
+        SigmoidSpectrum(margin=np.bool_(True))
+
+
+def test_checkpoints_with_spectra_load_by_default():
+    spectra = [SigmoidSpectrum(margin=np.float32(0.5)), SoftplusSpectrum(), SignedSpectrum()]
+    hyperparameters = {"spectrum": [*spectra, FixedSpectrum(), StackedSpectrum(tuple(spectra))]}
+    saved = io.BytesIO()
+    torch.save({"hyper_parameters": hyperparameters}, saved)
+    saved.seek(0)
+    read = torch.load(saved, weights_only=True)
+    assert read["hyper_parameters"] == hyperparameters
+
+
+def test_spectra_saved_under_their_former_module_load_by_default():
+    saved = io.BytesIO()
+    # By pickle's protocol of torch.save, with the name that the class had.
+    torch.save({"spectrum": SigmoidSpectrum(margin=0.5)}, saved)
+    now, before = b"spectral_triton.spectra.spectrum", b"spectral_triton.spectrum"
+    with zipfile.ZipFile(saved) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    old = io.BytesIO()
+    with zipfile.ZipFile(old, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(now, before))
+    old.seek(0)
+    assert torch.load(old, weights_only=True) == {"spectrum": SigmoidSpectrum(margin=0.5)}

@@ -28,41 +28,83 @@ VALIDATION_FROM = 200
 VALIDATION_SHARE = 5
 ADVICE = (
     "The archive is kept by others (www.cs.ucr.edu/~eamonn/time_series_data_2018) and never "
-    "fetched: bring NAME_TRAIN.tsv and NAME_TEST.tsv."
+    "fetched: bring NAME_TRAIN.tsv and NAME_TEST.tsv, or those two as .txt, .csv or .ts."
 )
+
+
+ADJUSTED = "Missing_value_and_variable_length_datasets_adjusted"
+"""The folder of the archive with complete copies of the data sets that are not."""
+
+ENDINGS = ".tsv", ".txt", ".csv", ".ts", ""
 
 
 def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     """Labels as they are written, and values (N, T) right-aligned.
 
-    A row is a label and its values, separated by tabs. NaN at the end of a row means a shorter
-    series, which is moved to the right and preceded by its mean, so that every series ends at the
-    last step.
+    A row is a label and its values, separated by tabs, or by commas or spaces as in older copies of
+    the archive; in a ``.ts`` file the values come first and a colon stands before the label. Blank
+    lines, separators at the end of a row and a byte-order mark mean nothing.
+
+    NaN at the end of a row means a shorter series, which is moved to the right and preceded by its
+    mean, so that every series ends at the last step. So does a shorter row of a ``.ts`` file.
 
     Raises:
         DataError: if a row is ragged, a cell is no number, or a value inside a series is missing.
     """
     try:
-        text = read_intact(path).decode("ascii")
+        text = read_intact(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not plain text: {error}") from error
-    rows = [line.split("\t") for line in text.splitlines()]
-    if not rows or len(rows[0]) < 2:
-        raise DataError(f"{path} has no rows of a label and values separated by tabs")
-    values = np.empty((len(rows), len(rows[0]) - 1))
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(rows[0]):
+    ts = path.name.removesuffix(".gz").endswith(".ts")
+    split = _cells_of_ts if ts else _cells
+    lines = enumerate(text.splitlines(), start=1)
+    rows = [(number, split(line)) for number, line in lines if not _is_blank(line, ts)]
+    if not rows or len(rows[0][1]) < 2:
+        raise DataError(
+            f"{path} has no rows of a label and values separated by tabs, commas or spaces"
+        )
+    width = max(len(row) for _, row in rows) if ts else len(rows[0][1])
+    values = np.empty((len(rows), width - 1))
+    for index, (number, row) in enumerate(rows):
+        cells = row + ["nan"] * (width - len(row)) if ts else row
+        if len(cells) != width:
             raise DataError(
-                f"{path} is damaged: row {number} has {len(row)} columns, row 1 has {len(rows[0])}"
+                f"{path} is damaged: row {number} has {len(cells)} columns, row {rows[0][0]} has "
+                f"{width}"
             )
         try:
-            label, *series = (_number(cell) for cell in row)
+            label, *series = (_number(cell) for cell in cells)
             if not np.isfinite(label):
-                raise ValueError(f"the label is {row[0]!r}")
+                raise ValueError(f"the label is {cells[0]!r}")
         except ValueError as error:
             raise DataError(f"{path} is damaged: row {number}: {error}") from error
-        values[number - 1] = _right_aligned(np.array(series), f"{path}, row {number}")
-    return [row[0].strip() for row in rows], values
+        values[index] = _right_aligned(np.array(series), f"{path}, row {number}")
+    return [row[0].strip() for _, row in rows], values
+
+
+def _is_blank(line: str, ts: bool) -> bool:
+    return not line.strip() or (ts and line.lstrip().startswith(("#", "@")))
+
+
+def _cells(line: str) -> list[str]:
+    """Label and values of a row, without what follows the last of them."""
+    separator = next((mark for mark in "\t," if mark in line), None)
+    # Spaces come in runs, and before the first cell.
+    cells = [cell.strip() for cell in line.split(separator)]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _cells_of_ts(line: str) -> list[str]:
+    """As :func:`_cells`, of a line ``value,value,...:label``."""
+    series, colon, label = line.rpartition(":")
+    if not colon or ":" in series:
+        raise DataError(
+            f"a line of a .ts file must be values, a colon and a label, one series a line, got "
+            f"{line[:40]!r}"
+        )
+    return [label.strip(), *("nan" if cell.strip() == "?" else cell for cell in _cells(series))]
 
 
 def _number(cell: str) -> float:
@@ -78,7 +120,10 @@ def _right_aligned(series: np.ndarray, where: str) -> np.ndarray:
         raise DataError(f"{where}: the series has no values")
     length = int(present.nonzero()[0][-1]) + 1
     if not np.isfinite(series[:length]).all():
-        raise DataError(f"{where}: a value inside the series is missing or infinite; fill it first")
+        raise DataError(
+            f"{where}: a value inside the series is missing or infinite; fill it first, or take "
+            f"the data set from {ADJUSTED}, where the archive has filled it"
+        )
     return np.concatenate([np.full(len(series) - length, np.nan), series[:length]])
 
 
@@ -105,10 +150,11 @@ def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSeque
     """
     paths, missing = {}, []
     for split in ("train", "test"):
-        name = f"{dataset}_{split.upper()}.tsv"
-        path = data.find("ucr", name, within=(dataset,))
+        name = f"{dataset}_{split.upper()}"
+        candidates = (data.find("ucr", name + end, within=(dataset,)) for end in ENDINGS)
+        path = next((path for path in candidates if path is not None), None)
         if path is None:
-            missing.append(name)
+            missing.append(f"{name}.tsv")
         else:
             paths[split] = path
     if missing:
@@ -120,8 +166,13 @@ def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSeque
     strange = sorted(set(labels["test"]) - set(classes))
     if strange:
         raise DataError(f"{paths['test']} has the label {strange[0]:g}, which training never saw")
-    if tables["train"][1].shape[1] != tables["test"][1].shape[1]:
-        raise DataError(f"{paths['train']} and {paths['test']} have series of different lengths")
+    lengths = [tables[split][1].shape[1] for split in ("train", "test")]
+    if lengths[0] != lengths[1]:
+        raise DataError(
+            f"{paths['train']} and {paths['test']} have series of different lengths, {lengths[0]} "
+            f"and {lengths[1]}: fill the shorter ones up with NaN at their ends, or take the data "
+            f"set from {ADJUSTED}, where the archive has made them equal"
+        )
     _check_manifest(dataset, paths["train"].parent / "MANIFEST.tsv", tables, len(classes))
     number = {label: index for index, label in enumerate(classes)}
     splits = {

@@ -48,19 +48,21 @@ def test_normalization_is_per_series(tiny_series):
     [
         ("", "no rows"),
         ("1\n", "no rows"),
-        ("1,2,3\n", "no rows"),
+        ("1;2;3\n", "no rows"),
         ("1\t2\t3\n1\t2\n", "row 2 has 2 columns, row 1 has 3"),
         ("1\t2\t3\n1\t2\t3\t4\n", "row 2 has 4 columns"),
-        ("1\t2\t3\n\n", "row 2 has 1 columns"),
+        ("1\t2\t3\n1\n", "row 2 has 1 columns"),
+        ("1\t2\t3\n\n1\t2\n", "row 3 has 2 columns, row 1 has 3"),
         ("1\t2\tx\n", "row 1.*'x'"),
         ("1\t2\t1_0\n", "row 1.*'1_0'"),
-        ("1\t2\t\n", "row 1"),
+        ("1\t\t2\n", "row 1: could not convert"),
+        ("1\t2\tNaN\t3\n", "row 1.*missing.*variable_length_datasets_adjusted"),
         ("a\t2\t3\n", "row 1.*'a'"),
         ("NaN\t2\t3\n", "row 1.*label"),
         ("1\t2\tinf\n", "row 1: a value inside"),
         ("1\tNaN\t3\n", "row 1: a value inside"),
         ("1\tNaN\tNaN\n", "row 1: the series has no values"),
-        ("1\t2\té\n", "not plain text"),
+        ("1\t2\té\n", "row 1.*'é'"),
     ],
 )
 def test_damaged_table_is_refused(tmp_path, text, message):
@@ -139,3 +141,47 @@ def test_real_series(real_data):
         series, classes = read_series(real_data, name)
         train, test = series["train"].sequences, series["test"].sequences
         assert (len(train), len(test), classes, train.shape[1]) == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("A.tsv", "1\t2\t3.5\n-1\t0\t4\n\n"),
+        ("A.tsv", "\ufeff1\t2\t3.5\n-1\t0\t4\n"),
+        ("A.tsv", "1\t2\t3.5\t\r\n-1\t0\t4\t\r\n  \r\n"),
+        ("A.csv", "1,2,3.5\n-1,0,4"),
+        ("A.txt", "  1.0   2.0  3.5\n -1.0   0  4\n"),
+        ("A.txt", "1, 2, 3.5,\n-1, 0, 4,\n"),
+        ("A.ts", "# a comment\n@problemName A\n@data\n2,3.5:1\n0,4:-1\n"),
+    ],
+)
+def test_tables_as_people_have_them(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    labels, values = read_table(path)
+    assert [float(label) for label in labels] == [1, -1]
+    assert values.tolist() == [[2, 3.5], [0, 4]]
+
+
+def test_shorter_series_of_a_ts_file_end_at_the_last_step(tmp_path):
+    path = tmp_path / "A.ts"
+    path.write_text("@data\n1,2,3:0\n4,5:1\n6,?,?:1\n")
+    _, values = read_table(path)
+    assert str(values.tolist()) == "[[1.0, 2.0, 3.0], [nan, 4.0, 5.0], [nan, nan, 6.0]]"
+    path.write_text("@data\n1,2:3,4:0\n")
+    with pytest.raises(DataError, match="one series a line"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".ts", ""])
+def test_other_endings_are_found(tiny_series, ending):
+    expected = next(iter(make(tiny_series).batches("test"))).inputs
+    for split in ("TRAIN", "TEST"):
+        path = tiny_series / f"Tiny_{split}.tsv"
+        text = path.read_text()
+        if ending == ".ts":
+            rows = [line.split("\t") for line in text.splitlines()]
+            text = "".join(f"{','.join(row[1:])}:{row[0]}\n" for row in rows)
+        path.with_suffix(ending).write_text(text)
+        path.unlink()
+    assert torch.equal(next(iter(make(tiny_series).batches("test"))).inputs, expected)
