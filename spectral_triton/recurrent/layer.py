@@ -27,6 +27,8 @@ class RecurrentLayer(RecurrentModule):
         "bidirectional",
     )
 
+    proj_size: int = 0
+
     def __init__(
         self,
         input_size: int,
@@ -100,6 +102,24 @@ class RecurrentLayer(RecurrentModule):
         Shape (n,), or (gates, n) of a gated layer, with the gates in the order of torch.
         """
         return self.svd_weight(layer, reverse).singular_values
+
+    @property
+    def mode(self) -> str:
+        """The kind of cell as ``torch.nn.RNNBase`` names it: "LSTM", "GRU", "RNN_TANH"."""
+        kind = self._plain_type.__name__
+        nonlinearity = getattr(self, "nonlinearity", None)
+        return kind if nonlinearity is None else f"{kind}_{nonlinearity.upper()}"
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The tensors of each layer and direction, in the order of ``torch.nn.RNNBase``.
+
+        ``weight_hh`` among them is formed from its factors: writing to it changes nothing, so that
+        code which walks through them to initialise leaves the transitions as ``init`` drew them.
+        """
+        biases = ("bias_ih", "bias_hh") if self.bias else ()
+        names = ("weight_ih", "weight_hh", *biases, *(("weight_hr",) if self.proj_size else ()))
+        return [[getattr(self, name + suffix) for name in names] for suffix in self._suffixes()]
 
     def flatten_parameters(self) -> None:
         """Does nothing, as weights are formed for each call: for code that calls it on nn.LSTM."""

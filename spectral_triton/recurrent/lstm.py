@@ -47,6 +47,14 @@ class SpectralLSTM(RecurrentLayer):
     program's setting, ``torch.backends.cudnn.rnn.fp32_precision = "ieee"`` for exact gradients.
     ``torch.compile`` breaks the graph around the layer, as it does for ``nn.LSTM``.
 
+    DropConnect on the recurrent weights, as AWD-LSTM has it, is one more parametrization on top of
+    :func:`spectral_triton.parametrizations.svd` of an ``nn.LSTM``: one mask per call, which holds
+    for all its steps. While training the bounds are then those of W before the mask.
+
+    >>> from spectral_triton.parametrizations import svd
+    >>> awd = svd(nn.LSTM(3, 16), "weight_hh_l0", num_blocks=4)
+    >>> _ = nn.utils.parametrize.register_parametrization(awd, "weight_hh_l0", nn.Dropout(0.5))
+
     Args:
         input_size: Features of each input.
         hidden_size: Size n of the cell state.

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from spectral_triton.parametrizations import svd
 from spectral_triton.recurrent.gru import SpectralGRU
 from spectral_triton.recurrent.lstm import SpectralLSTM
+from spectral_triton.recurrent.rnn import SpectralRNN
 from spectral_triton.spectra.spectrum import SigmoidSpectrum, SoftplusSpectrum
 
 MODES = list(itertools.product([1, 2], [False, True], [False, True], [True, False]))
@@ -127,3 +129,37 @@ def test_repr_shows_what_is_not_default(kind):
 def test_bad_options_are_named(kind, options, error, message):
     with pytest.raises(error, match=message):
         kind(2, 3, **options)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.LSTM(2, 4, 2, bidirectional=True, proj_size=3), lambda: nn.GRU(2, 3)]
+)
+def test_weights_and_mode_as_torch_has_them(make):
+    plain = make()
+    own = from_plain(plain, spectrum=SoftplusSpectrum())
+    assert (own.mode, own.proj_size) == (plain.mode, plain.proj_size)
+    torch.testing.assert_close(own.all_weights, plain.all_weights, rtol=1e-11, atol=1e-12)
+    for names, other in zip(own.all_weights, plain.all_weights, strict=True):
+        assert [w.stride() for w in names] == [w.stride() for w in other]
+
+
+def test_rnn_has_a_mode_too():
+    assert SpectralRNN(2, 3, nonlinearity="relu").mode == nn.RNN(2, 3, nonlinearity="relu").mode
+    own = SpectralRNN(2, 3, bias=False)
+    assert [[w.shape for w in own.all_weights[0]], own.mode, own.proj_size] == [
+        [(3, 2), (3, 3)],
+        "RNN_TANH",
+        0,
+    ]
+
+
+def test_dropconnect_by_a_second_parametrization():
+    lstm = svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4)
+    nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", nn.Dropout(0.5))
+    x = torch.randn(6, 2, 3)
+    one, other = lstm(x)[0], lstm(x)[0]
+    assert not torch.equal(one, other)
+    one.sum().backward()
+    assert (lstm.parametrizations.weight_hh_l0.original0.grad != 0).any()
+    lstm.eval()
+    assert torch.equal(lstm(x)[0], lstm(x)[0])

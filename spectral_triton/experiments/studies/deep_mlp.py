@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.experiments.errors import DataError
 from spectral_triton.experiments.studies.investigation import (
     Investigation,
     Measurement,
@@ -145,12 +146,16 @@ def train(
 
 @lru_cache(maxsize=1)
 def _digits(data: DataFolder, device: str) -> dict[str, tuple[Tensor, Tensor]]:
+    digits = read_digits(data)
+    classes = int(digits["train"].labels.max()) + 1
+    if classes > CLASSES:
+        raise DataError(f"deep-mlp is for {CLASSES} classes, the data has {classes}")
     return {
         split: (
             ((labelled.sequences.flatten(1).float() / 255 - MEAN) / DEVIATION).to(device),
             labelled.labels.to(device),
         )
-        for split, labelled in read_digits(data).items()
+        for split, labelled in digits.items()
     }
 
 

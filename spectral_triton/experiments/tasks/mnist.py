@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +18,7 @@ from spectral_triton.experiments.tasks.classification import (
     SequenceClassification,
 )
 from spectral_triton.experiments.tasks.settings import Settings
-from spectral_triton.experiments.tasks.storage import DataFolder, fetch, read_intact
+from spectral_triton.experiments.tasks.storage import DataFolder, are_known, fetch, read_intact
 from spectral_triton.experiments.tasks.task import generator_for
 
 FILES = {
@@ -29,28 +31,31 @@ FILES = {
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist"
 CLASSES = 10
+"""Those of MNIST itself."""
+
 VALIDATION_SHARE = 12
 """One in twelve training digits is held out: 5,000 of 60,000."""
 
 UNSIGNED_BYTE = 8
 
 
-def read_idx(path: Path, *, sha256: str | None = None) -> Tensor:
+def read_idx(path: Path) -> Tensor:
     """An idx file of unsigned bytes, gzipped or not, as a uint8 tensor.
 
     Raises:
-        DataError: if the checksum, the magic number or the number of bytes is wrong.
+        DataError: if the magic number or the number of bytes is wrong.
     """
-    content = read_intact(path, sha256=sha256)
+    return _parsed(path, read_intact(path))
+
+
+def _parsed(path: Path, content: bytes) -> Tensor:
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE or content[3] < 1:
         raise DataError(f"{path} is not an idx file of unsigned bytes: begins {content[:4].hex()}")
     header = 4 + 4 * content[3]
     if len(content) < header:
         raise DataError(f"{path} ends inside its header")
     shape = struct.unpack(f">{content[3]}I", content[4:header])
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     if len(content) - header != size:
         raise DataError(f"{path} holds {len(content) - header} values, but says it has {size}")
     if size == 0:
@@ -58,30 +63,80 @@ def read_idx(path: Path, *, sha256: str | None = None) -> Tensor:
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).reshape(shape)
 
 
+def names_of(name: str, data: DataFolder) -> list[str]:
+    """Under which names a file of ``FILES`` is looked for: with a dot, or of a set like MNIST.
+
+    EMNIST calls its files ``emnist-balanced-train-images-idx3-ubyte`` and ``...-test-...``.
+
+    Raises:
+        DataError: if the folder holds several sets whose names begin with one of their own.
+    """
+    split, rest = name.split("-", 1)
+    splits = (split, "test") if split == "t10k" else (split,)
+    plain = [f"{each}-{rest}" for each in splits]
+    with_prefix: list[str] = []
+    for place in data.places("mnist"):
+        for each in plain:
+            found = place.glob(f"?*-{each}*") if place.is_dir() else ()
+            with_prefix += [path.name.removesuffix(".gz") for path in sorted(found)]
+    names = [n for n in dict.fromkeys(with_prefix) if n.endswith(tuple(plain))]
+    if len(names) > 1:
+        raise DataError(
+            f"several data sets lie in one folder, {', '.join(names)}: give each a folder of its "
+            "own, and that one as --data-dir"
+        )
+    return [*plain, *(n.replace("-idx", ".idx") for n in plain), *names]
+
+
 def read_digits(data: DataFolder) -> dict[str, LabelledSequences]:
-    """Training and test digits: images (N, 28, 28) of uint8 and labels (N,).
+    """Training and test images (N, rows, columns) of uint8 and labels (N,).
+
+    Of MNIST, or of another set in the same form, such as Fashion-MNIST, KMNIST and EMNIST.
 
     Raises:
         DataError: if files are missing, damaged or do not belong together.
+
+    Warns:
+        UserWarning: if the files are whole, but not those of MNIST.
     """
+    names = {name: names_of(name, data) for name in FILES}
     if data.download:
         for name, sha256 in FILES.items():
-            if data.find("mnist", name) is None:
+            if data.find_first("mnist", names[name]) is None:
                 target = data.places("mnist")[0] / f"{name}.gz"
                 fetch(f"{(data.mirror or MIRROR).rstrip('/')}/{name}.gz", target, sha256=sha256)
-    paths = data.find_all("mnist", FILES, advice="Bring the files, or fetch them with --download.")
+    paths = data.find_all("mnist", names, advice="Bring the files, or fetch them with --download.")
+    contents = {path: read_intact(path) for path in paths.values()}
+    tensors = {name: _parsed(path, contents[path]) for name, path in paths.items()}
+    known = are_known(contents, {path: FILES[name] for name, path in paths.items()})
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
-        images, labels = (read_idx(paths[name], sha256=FILES[name]) for name in names)
+        of_split = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+        images, labels = (tensors[name] for name in of_split)
         if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
             raise DataError(
-                f"{paths[names[0]]} {tuple(images.shape)} and {paths[names[1]]} "
+                f"{paths[of_split[0]]} {tuple(images.shape)} and {paths[of_split[1]]} "
                 f"{tuple(labels.shape)} are not images and their labels"
             )
-        if int(labels.max()) >= CLASSES:
-            raise DataError(f"{paths[names[1]]} has a label {int(labels.max())}, above 9")
         splits[split] = LabelledSequences(images, labels.long())
+    most = {split: int(labelled.labels.max()) for split, labelled in splits.items()}
+    if most["test"] > most["train"]:
+        raise DataError(
+            f"{paths['t10k-labels-idx1-ubyte']} has a label {most['test']}, training ends at "
+            f"{most['train']}"
+        )
+    if splits["train"].sequences.shape[1:] != splits["test"].sequences.shape[1:]:
+        raise DataError(
+            f"{paths['train-images-idx3-ubyte']} and {paths['t10k-images-idx3-ubyte']} have images "
+            "of different sizes"
+        )
+    if not known:
+        sizes = ", ".join(f"{len(labelled)} {split}" for split, labelled in splits.items())
+        warnings.warn(
+            f"the files in {paths['train-images-idx3-ubyte'].parent} are whole, but not those of "
+            f"MNIST: read as another data set, {sizes}, {most['train'] + 1} classes",
+            stacklevel=2,
+        )
     return splits
 
 
@@ -133,7 +188,8 @@ class PixelMNIST(SequenceClassification):
             if permuted
             else None
         )
-        super().__init__(splits, CLASSES, batch_size, seed=seed, dtype=dtype)
+        classes = int(splits["train"].labels.max()) + 1
+        super().__init__(splits, classes, batch_size, seed=seed, dtype=dtype)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from torch import Tensor
 from spectral_triton.experiments.errors import DataError, UsageError
 from spectral_triton.experiments.tasks.classification import IGNORED, cross_entropy
 from spectral_triton.experiments.tasks.settings import Settings
-from spectral_triton.experiments.tasks.storage import DataFolder, read_intact
+from spectral_triton.experiments.tasks.storage import DataFolder, are_known, read_intact
 from spectral_triton.experiments.tasks.task import Batch, Metric, Tally, Task
 
 END, UNKNOWN = "<eos>", "<unk>"
 EVALUATION_STREAMS = 20
+PREFIXES, ENDINGS = ("", "wiki.", "ptb."), (".txt", ".tokens", ".raw", "")
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,35 @@ FILES = {
 }
 ADVICE = (
     "The Penn Treebank is licensed and never fetched: bring the three word-level files of the "
-    "Mikolov preprocessing."
+    "Mikolov preprocessing, or train.txt, valid.txt and test.txt of any other text."
 )
 
 
-def read_words(path: Path, *, sha256: str | None = None) -> list[str]:
+def read_words(path: Path) -> list[str]:
     """The words of a file with the end of each line as a token of its own.
 
     Raises:
         DataError: if the file is damaged, empty or not text.
     """
+    return _words(path, read_intact(path))
+
+
+def _words(path: Path, content: bytes) -> list[str]:
     try:
-        text = read_intact(path, sha256=sha256).decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}") from error
     words = [word for line in text.splitlines() for word in (*line.split(), END)]
     if not words:
         raise DataError(f"{path} is empty")
     return words
+
+
+def names_of(split: str) -> list[str]:
+    """Under which names the text of a split is looked for; WikiText's is ``wiki.train.tokens``."""
+    names = ["valid", "validation", "val", "dev"] if split == "validation" else [split]
+    others = [f"{prefix}{n}{end}" for n in names for prefix in PREFIXES for end in ENDINGS]
+    return [FILES[split].name, *others]
 
 
 @dataclass(frozen=True)
@@ -79,31 +92,57 @@ class Corpus:
 
 
 def read_corpus(data: DataFolder) -> Corpus:
-    """Reads the corpus; the vocabulary is that of the training file.
+    """Reads the three files; the vocabulary is that of the training file.
+
+    Words of another corpus that the training file lacks become ``<unk>``. Where that has none, so
+    do the words that it holds only once, so that there is something to learn of it.
 
     Raises:
-        DataError: if a file is missing, damaged, of another length, or has words of its own.
+        DataError: if a file is missing or damaged, or the Penn Treebank has words of its own.
+
+    Warns:
+        UserWarning: if the files are another corpus; says what was read.
     """
-    paths = data.find_all("ptb", [file.name for file in FILES.values()], advice=ADVICE)
-    words = {}
-    for split, file in FILES.items():
-        words[split] = read_words(paths[file.name], sha256=file.sha256)
-        if file.tokens is not None and len(words[split]) != file.tokens:
-            raise DataError(
-                f"{paths[file.name]} has {len(words[split])} tokens, expected {file.tokens}"
-            )
+    paths = data.find_all(
+        "ptb", {FILES[split].name: names_of(split) for split in FILES}, advice=ADVICE
+    )
+    contents = {path: read_intact(path) for path in paths.values()}
+    words = {s: _words(paths[file.name], contents[paths[file.name]]) for s, file in FILES.items()}
+    known = are_known(contents, {paths[file.name]: file.sha256 for file in FILES.values()})
     counts = Counter(words["train"])
+    if known:
+        for split, file in FILES.items():
+            if file.tokens is not None and len(words[split]) != file.tokens:
+                raise DataError(
+                    f"{paths[file.name]} has {len(words[split])} tokens, expected {file.tokens}"
+                )
+    elif UNKNOWN not in counts and any(set(text) - counts.keys() for text in words.values()):
+        once = {word for word, count in counts.items() if count == 1 and word != END}
+        words["train"] = [UNKNOWN if word in once else word for word in words["train"]]
+        counts = Counter(words["train"])
+        counts[UNKNOWN] += 0
     vocabulary = tuple(sorted(counts, key=lambda word: (-counts[word], word)))
     numbers = {word: number for number, word in enumerate(vocabulary)}
-    tokens = {}
+    tokens, replaced = {}, {}
     for split, sequence in words.items():
         unknown = sorted(set(sequence) - numbers.keys())
-        if unknown:
+        if unknown and known:
             raise DataError(
                 f"{paths[FILES[split].name]} has {len(unknown)} words that the training file "
                 f"lacks, such as {unknown[0]!r}"
             )
-        tokens[split] = torch.tensor([numbers[word] for word in sequence])
+        of_unknown = numbers.get(UNKNOWN, -1)
+        tokens[split] = torch.tensor([numbers.get(word, of_unknown) for word in sequence])
+        replaced[split] = sum(word not in numbers for word in sequence)
+    if not known:
+        said = ", ".join(
+            f"{len(words[split])} {split} ({replaced[split]} unknown)" for split in words
+        )
+        warnings.warn(
+            f"the files in {paths[FILES['train'].name].parent} are whole, but not the Penn "
+            f"Treebank: read as another corpus of {said} tokens, vocabulary of {len(vocabulary)}",
+            stacklevel=2,
+        )
     return Corpus(vocabulary, tokens)
 
 
@@ -221,5 +260,6 @@ def in_streams(tokens: Tensor, *, filler: int) -> Tensor:
 
 def unigram_perplexity(train: Tensor, test: Tensor, words: int) -> float:
     """Perplexity of the test text under the frequencies of the training text."""
-    frequencies = torch.bincount(train, minlength=words).double() / len(train)
+    # At least 1, as for a word of test that training never saw.
+    frequencies = torch.bincount(train, minlength=words).clamp_min(1).double() / len(train)
     return float(frequencies[test[1:]].log().mean().neg().exp())

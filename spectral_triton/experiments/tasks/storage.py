@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from spectral_triton.experiments.errors import DataError
@@ -53,17 +53,27 @@ class DataFolder:
                         return candidate
         return None
 
-    def find_all(self, collection: str, names: Iterable[str], *, advice: str) -> dict[str, Path]:
-        """Every file of ``names``.
+    def find_first(
+        self, collection: str, names: Iterable[str], *, within: Iterable[str] = ()
+    ) -> Path | None:
+        """The first of several names for the same file that is there."""
+        within = tuple(within)
+        found = (self.find(collection, name, within=within) for name in names)
+        return next((path for path in found if path is not None), None)
+
+    def find_all(
+        self, collection: str, names: Mapping[str, Iterable[str]], *, advice: str
+    ) -> dict[str, Path]:
+        """Every file, each under the first of its names that is there, by the keys of ``names``.
 
         Raises:
             DataError: if one is missing; names all that are, and where they were looked for.
         """
-        found = {name: self.find(collection, name) for name in names}
-        missing = [name for name, path in found.items() if path is None]
+        found = {key: self.find_first(collection, several) for key, several in names.items()}
+        missing = [key for key, path in found.items() if path is None]
         if missing:
             raise DataError(self.missing_message(collection, missing, advice))
-        return {name: path for name, path in found.items() if path is not None}
+        return {key: path for key, path in found.items() if path is not None}
 
     def missing_message(self, collection: str, missing: Iterable[str], advice: str) -> str:
         """Names the files to bring and the folders they were looked for in."""
@@ -97,6 +107,25 @@ def read_intact(path: Path, *, sha256: str | None = None) -> bytes:
                 f"{path} is damaged or another file: sha256 of its content is {found}, not {sha256}"
             )
     return content
+
+
+def are_known(contents: Mapping[Path, bytes], sha256: Mapping[Path, str | None]) -> bool:
+    """Whether files that belong together are the published ones, by their contents.
+
+    False where none of them is, which makes them another data set.
+
+    Raises:
+        DataError: if some are and others differ, which are damaged then.
+    """
+    found = {path: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    other = [path for path in contents if sha256[path] not in (None, found[path])]
+    if other and len(other) < len(contents):
+        path = other[0]
+        raise DataError(
+            f"{path} is damaged, or of another data set than the files beside it: sha256 of its "
+            f"content is {found[path]}, not {sha256[path]}"
+        )
+    return not other
 
 
 def fetch(url: str, target: Path, *, sha256: str) -> Path:

@@ -151,8 +151,7 @@ def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSeque
     paths, missing = {}, []
     for split in ("train", "test"):
         name = f"{dataset}_{split.upper()}"
-        candidates = (data.find("ucr", name + end, within=(dataset,)) for end in ENDINGS)
-        path = next((path for path in candidates if path is not None), None)
+        path = data.find_first("ucr", (name + end for end in ENDINGS), within=(dataset,))
         if path is None:
             missing.append(f"{name}.tsv")
         else:

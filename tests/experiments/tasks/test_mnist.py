@@ -74,9 +74,46 @@ def test_images_and_labels_must_belong_together(tiny_digits, monkeypatch):
     labels.write_bytes((tiny_digits / "t10k-labels-idx1-ubyte.gz").read_bytes())
     with pytest.raises(DataError, match="not images and their labels"):
         read_digits(DataFolder(tiny_digits.parent))
-    labels.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x24" + bytes([10] * 36)))
-    with pytest.raises(DataError, match="label 10"):
+    labels.write_bytes(gzip.compress(b"\0\0\x08\x01\0\0\0\x24" + bytes([3] * 36)))
+    with pytest.raises(DataError, match="label 9, training ends at 3"):
         read_digits(DataFolder(tiny_digits.parent))
+
+
+def test_the_other_file_names_of_the_digits(tiny_digits):
+    expected = read_digits(DataFolder(tiny_digits.parent))
+    for path in list(tiny_digits.iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    read = read_digits(DataFolder(tiny_digits))
+    for split in ("train", "test"):
+        assert torch.equal(read[split].sequences, expected[split].sequences)
+
+
+def idx(values):
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return bytes([0, 0, 8, values.dim()]) + sizes + values.numpy().tobytes()
+
+
+@pytest.mark.parametrize(("prefix", "test"), [("", "t10k"), ("emnist-letters-", "test")])
+def test_another_set_of_the_same_form_is_read_with_a_warning(tiny_digits, tmp_path, prefix, test):
+    for split, count in (("train", 24), (test, 6)):
+        images = torch.full((count, 2, 5), 7, dtype=torch.uint8)
+        labels = torch.arange(count, dtype=torch.uint8) % 12 + 1
+        (tmp_path / f"{prefix}{split}-images-idx3-ubyte").write_bytes(idx(images))
+        (tmp_path / f"{prefix}{split}-labels-idx1-ubyte").write_bytes(idx(labels))
+    folder = tmp_path
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="whole, but not those of MNIST.*24 train.*13 classes"):
+        digits = read_digits(DataFolder(folder))
+    task = make(digits)
+    assert task.output_size == 13
+    assert next(iter(task.batches("test"))).inputs.shape[0] == 10
+
+
+def test_two_sets_in_one_folder_are_told_apart_by_nobody(tmp_path):
+    for name in ("digits", "letters"):
+        (tmp_path / f"emnist-{name}-train-images-idx3-ubyte.gz").touch()
+    with pytest.raises(DataError, match="several data sets lie in one folder, emnist-digits"):
+        read_digits(DataFolder(tmp_path))
 
 
 def test_download_fetches_what_is_missing(tiny_digits, tmp_path, server):

@@ -125,3 +125,42 @@ def test_real_text(real_data):
     sizes = [len(corpus.tokens[split]) for split in ("train", "validation", "test")]
     assert sizes == [929_589, 73_760, 82_430]
     assert 500 < PennTreebank(corpus, 20, window=35).metric.baseline < 1000
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.txt", "valid.txt", "test.txt"),
+        ("wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"),
+        ("ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"),
+        ("train", "dev", "test"),
+    ],
+)
+def test_any_other_text_is_read_with_a_warning(tmp_path, names):
+    texts = "a a b b c\n" * 2 + "rare\n", "a new\n", "b c newer newest\n"
+    for name, text in zip(names, texts, strict=True):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    said = r"14 train \(0 unknown\), 3 validation \(1 unknown\), 5 test \(2 unknown\).* of 5$"
+    with pytest.warns(UserWarning, match=said):
+        corpus = read_corpus(DataFolder(tmp_path))
+    assert set(corpus.vocabulary) == {"a", "b", "c", "<unk>", "<eos>"}
+    words = {s: [corpus.vocabulary[i] for i in t] for s, t in corpus.tokens.items()}
+    assert words["train"][-2:] == ["<unk>", "<eos>"]
+    assert words["test"] == ["b", "c", "<unk>", "<unk>", "<eos>"]
+    assert math.isfinite(PennTreebank(corpus, 2, window=3).metric.baseline)
+
+
+def test_a_corpus_without_unknown_words_keeps_all_of_its_own(tmp_path):
+    for name in ("train.txt", "valid.txt", "test.txt"):
+        (tmp_path / name).write_text("\ufeffone two\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="vocabulary of 3"):
+        corpus = read_corpus(DataFolder(tmp_path))
+    assert set(corpus.vocabulary) == {"one", "two", "<eos>"}
+
+
+def test_unknown_words_of_a_corpus_whose_words_all_repeat(tmp_path):
+    for name, text in (("train.txt", "a a b b\n"), ("valid.txt", "a\n"), ("test.txt", "a z\n")):
+        (tmp_path / name).write_text(text)
+    with pytest.warns(UserWarning, match="vocabulary of 4"):
+        corpus = read_corpus(DataFolder(tmp_path))
+    assert math.isfinite(PennTreebank(corpus, 1, window=2).metric.baseline)

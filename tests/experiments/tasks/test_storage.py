@@ -42,7 +42,7 @@ def test_find_prefers_the_collection_and_knows_gz(tmp_path):
 def test_missing_files_are_all_named_with_their_places(tmp_path):
     (tmp_path / "b").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        DataFolder(tmp_path).find_all("ptb", ["a", "b", "c"], advice="Bring them.")
+        DataFolder(tmp_path).find_all("ptb", {n: [n] for n in "abc"}, advice="Bring them.")
     message = str(caught.value)
     assert "a (or a.gz), c (or c.gz)" in message
     assert f"{tmp_path / 'ptb'} or {tmp_path} (from --data-dir)" in message
