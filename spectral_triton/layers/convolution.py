@@ -18,7 +18,7 @@ from spectral_triton.runtime.validation import (
     without_autocast,
 )
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.svd.dense_entries import factor_dense_entries
+from spectral_triton.svd.dense_entries import factor_dense_entries, refuse_dense
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
 
@@ -165,6 +165,10 @@ class SVDConvolution(ConvolutionNorms):
         """The flattened kernel as an operator on patches; batched where there are groups."""
         return self.svd.factors
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        refuse_dense(self, name)
+        super().register_parameter(name, param)
+
     def forward(self, x: Tensor) -> Tensor:
         """([B,] in_channels, ...) -> ([B,] out_channels, ...), in the dtype of x."""
         check_floating("x", x)
@@ -194,6 +198,64 @@ class SVDConvolution(ConvolutionNorms):
                 wide, kernel, bias, self.stride, padding, self.dilation, self.groups
             )
         return y.to(x.dtype)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        r"""The x that the layer maps to y, where it is one square matrix at every position.
+
+        That is a kernel of size 1 with stride 1, without padding and groups, and as many channels
+        out as in: the invertible convolution of normalising flows, at the cost of a forward pass.
+
+        Args:
+            y: Shape ``([B,] out_channels, ...)``.
+
+        Returns:
+            Shape ``([B,] in_channels, ...)``, dtype of ``y``, differentiable.
+
+        Raises:
+            TypeError: if ``y`` is not a real floating point tensor.
+            ValueError: if the layer is not of that kind or the shape of ``y`` does not fit.
+            torch.linalg.LinAlgError: if a singular value is zero.
+
+        References:
+            Kingma, Dhariwal. Glow: generative flow with invertible 1 x 1 convolutions. NeurIPS
+            2018. https://arxiv.org/abs/1807.03039
+        """
+        check_floating("y", y)
+        self._check_pointwise("inverse")
+        channel = -self.dimensions - 1
+        if y.dim() not in (-channel, 1 - channel) or y.shape[channel] != self.out_channels:
+            raise ValueError(
+                f"y must have shape ([B,] out_channels, {_SIZES[self.dimensions - 1]}) with "
+                f"out_channels = {self.out_channels}, got {tuple(y.shape)}"
+            )
+        return self.svd.inverse(y.movedim(channel, -1), self.bias).movedim(-1, channel)
+
+    def logabsdet(self, size: Sequence[int]) -> Tensor:
+        r""":math:`\log|\det|` of the map of a whole image, the number of positions times that of W.
+
+        Args:
+            size: Of the image, as many numbers as the layer has dimensions, ``x.shape[2:]``.
+
+        Raises:
+            ValueError: if the layer is not one square matrix at every position, see
+                :meth:`inverse`, or ``size`` has another number of entries.
+        """
+        self._check_pointwise("logabsdet")
+        if not isinstance(size, Sequence) or len(size) != self.dimensions:
+            raise ValueError(
+                f"size must hold {self.dimensions} numbers ({_SIZES[self.dimensions - 1]}), "
+                f"got {size!r}"
+            )
+        return self.factors.slogdet().logabsdet * math.prod(size)
+
+    def _check_pointwise(self, name: str) -> None:
+        square = self.in_channels == self.out_channels and self.groups == 1
+        plain = all(k == s == 1 for k, s in zip(self.kernel_size, self.stride, strict=True))
+        if not (square and plain and not any(map(any, self._pads))):
+            raise ValueError(
+                f"{name} needs kernel_size = stride = 1, padding = 0, groups = 1 and as many "
+                f"channels out as in, got {self}"
+            )
 
     @classmethod
     def from_conv(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import check_flag, check_floating, check_integer
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.svd.dense_entries import factor_dense_entries
+from spectral_triton.svd.dense_entries import factor_dense_entries, refuse_dense
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
 
@@ -130,6 +130,10 @@ class SVDLinear(nn.Module):
         """W as an operator, with ``solve``, ``inverse``, ``slogdet`` and more."""
         return self.svd.factors
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        refuse_dense(self, name)
+        super().register_parameter(name, param)
+
     def inverse(self, y: Tensor) -> Tensor:
         r"""The x with :math:`W x + b = y`, for a square W, at the cost of a forward pass.
 
@@ -160,14 +164,7 @@ class SVDLinear(nn.Module):
                 f"y must have shape (..., out_features) with out_features = {self.out_features}, "
                 f"got {tuple(y.shape)}"
             )
-        # Looking at the values would wait for the device.
-        spectrum = self.svd.spectrum
-        may_vanish = not isinstance(spectrum, Spectrum) or spectrum.bounds[0] <= 0
-        factors = self.factors.inverse(check_errors=may_vanish)
-        if self.bias is None:
-            return factors.apply(y).clone()
-        wide = y.to(factors.dtype) if y.dtype.itemsize == 2 else y
-        return factors.apply(wide - gathered(self.bias)).to(y.dtype)
+        return self.svd.inverse(y, self.bias)
 
     def logabsdet(self) -> Tensor:
         r""":math:`\log|\det W| = \sum_i \log|\sigma_i|`, scalar, differentiable, in O(n).

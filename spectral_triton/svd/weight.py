@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 from spectral_triton import init as reflector_init
 from spectral_triton.runtime.cached import formed_once, is_cached
 from spectral_triton.runtime.computed_tensors import compute_tensors
-from spectral_triton.runtime.sharding import assign_, is_sharded
+from spectral_triton.runtime.sharding import assign_, gathered, is_sharded
 from spectral_triton.runtime.validation import (
     check_choice,
     check_dtype,
@@ -223,6 +223,20 @@ class SVDWeight(SpectrumRecord):
         (num_blocks, B, m).
         """
         return self.factors.apply(x, bias)
+
+    def inverse(self, y: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The x with W x + b = y for every vector along the last dimension, for a square W.
+
+        Raises:
+            torch.linalg.LinAlgError: if a singular value is zero.
+        """
+        # Looking at the values would wait for the device.
+        may_vanish = not isinstance(self.spectrum, Spectrum) or self.spectrum.bounds[0] <= 0
+        factors = self.factors.inverse(check_errors=may_vanish)
+        if bias is None:
+            return factors.apply(y).clone()
+        wide = y.to(factors.dtype) if y.dtype.itemsize == 2 else y
+        return factors.apply(wide - gathered(bias)).to(y.dtype)
 
     def to_dense(self) -> Tensor:
         """W of shape ([num_blocks,] m, n), contiguous, differentiable, float32 at least."""

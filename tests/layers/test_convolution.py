@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.layers.convolution import SVDConvolution
+from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.spectra.spectrum import FixedSpectrum, SoftplusSpectrum
 
 
@@ -115,3 +117,58 @@ def test_bad_size_is_named(kind):
     ):
         with pytest.raises(ValueError, match=message):
             conv.operator_norm_bound(size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [(SVDConv1d, (5,)), (SVDConv2d, (3, 4)), (SVDConv3d, (2, 3, 2))]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_of_single_positions_is_inverted(kind, size, bias):
+    conv = randomize(kind(4, 4, 1, bias=bias, spectrum=SoftplusSpectrum(0.2)))
+    for shape in ((2, 4, *size), (4, *size), (0, 4, *size)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(conv.inverse(conv(x)), x, rtol=1e-10, atol=1e-10)
+    x = torch.randn(4, *size)
+    jacobian = torch.autograd.functional.jacobian(conv, x).reshape(x.numel(), x.numel())
+    expected = torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(conv.logabsdet(x.shape[1:]), expected)
+    conv.logabsdet(size).backward()
+    assert (conv.svd.raw_singular_values.grad != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ((4, 3, 1), {}),
+        ((4, 4, (1, 2)), {}),
+        ((4, 4, 1), {"stride": 2}),
+        ((4, 4, 1), {"padding": 1}),
+        ((4, 4, 1), {"groups": 2}),
+    ],
+)
+def test_other_convolutions_have_no_inverse(sizes, options):
+    conv = SVDConv2d(*sizes, **options)
+    with pytest.raises(ValueError, match="inverse needs kernel_size = stride = 1"):
+        conv.inverse(torch.randn(1, conv.out_channels, 4, 4))
+    with pytest.raises(ValueError, match="logabsdet needs"):
+        conv.logabsdet((4, 4))
+
+
+def test_shapes_of_the_inverse_are_checked():
+    conv = SVDConv2d(4, 4, 1)
+    with pytest.raises(ValueError, match=r"y must have shape .*out_channels = 4, got"):
+        conv.inverse(torch.randn(3, 5, 5))
+    with pytest.raises(ValueError, match="size must hold 2 numbers"):
+        conv.logabsdet((3,))
+
+
+def test_fusing_goes_through_baking():
+    conv, norm = SVDConv2d(2, 3, 3).eval(), nn.BatchNorm2d(3).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    with pytest.raises(AttributeError, match=r"made of factors and cannot be set.*bake"):
+        fuse_conv_bn_eval(conv, norm)
+    x = torch.randn(2, 2, 5, 5)
+    torch.testing.assert_close(fuse_conv_bn_eval(conv.to_conv(), norm)(x), norm(conv(x)))
+    with pytest.raises(AttributeError, match="SVDLinear is made of factors"):
+        SVDLinear(2, 2).weight = nn.Parameter(torch.eye(2))
