@@ -1,5 +1,7 @@
 """Sphinx configuration: `make docs`."""
 
+import re
+
 import spectral_triton
 
 project = "spectral_triton"
@@ -10,8 +12,9 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
 ]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["examples"]
@@ -61,5 +64,13 @@ def list_public_names(app):
     Path(app.srcdir, "reference.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def offer_reports_as_files(app, name, source):
+    """Reports lie beside the documentation in the repository; in the built pages they are files."""
+    source[0] = re.sub(
+        r"(?<!!)(\[[^]]+\])\((\.\./perf/[^)#]+)(#[^)]*)?\)", r"\1(<path:\2>)", source[0]
+    )
+
+
 def setup(app):
+    app.connect("source-read", offer_reports_as_files)
     app.connect("builder-inited", list_public_names)
