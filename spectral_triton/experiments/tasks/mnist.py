@@ -69,11 +69,14 @@ def names_of(name: str, data: DataFolder) -> list[str]:
     EMNIST calls its files ``emnist-balanced-train-images-idx3-ubyte`` and ``...-test-...``.
 
     Raises:
-        DataError: if the folder holds several sets whose names begin with one of their own.
+        DataError: if the folder holds only sets with names of their own, and several.
     """
     split, rest = name.split("-", 1)
     splits = (split, "test") if split == "t10k" else (split,)
     plain = [f"{each}-{rest}" for each in splits]
+    plain += [each.replace("-idx", ".idx") for each in plain]
+    if data.find_first("mnist", plain) is not None:
+        return plain
     with_prefix: list[str] = []
     for place in data.places("mnist"):
         for each in plain:
@@ -85,7 +88,7 @@ def names_of(name: str, data: DataFolder) -> list[str]:
             f"several data sets lie in one folder, {', '.join(names)}: give each a folder of its "
             "own, and that one as --data-dir"
         )
-    return [*plain, *(n.replace("-idx", ".idx") for n in plain), *names]
+    return [*plain, *names]
 
 
 def read_digits(data: DataFolder) -> dict[str, LabelledSequences]:

@@ -109,6 +109,14 @@ def test_another_set_of_the_same_form_is_read_with_a_warning(tiny_digits, tmp_pa
     assert next(iter(task.batches("test"))).inputs.shape[0] == 10
 
 
+def test_mnist_itself_comes_before_sets_with_names_of_their_own(tiny_digits):
+    expected = read_digits(DataFolder(tiny_digits.parent))
+    for name in ("digits", "letters"):
+        (tiny_digits / f"emnist-{name}-train-images-idx3-ubyte.gz").touch()
+    read = read_digits(DataFolder(tiny_digits.parent))
+    assert torch.equal(read["train"].sequences, expected["train"].sequences)
+
+
 def test_two_sets_in_one_folder_are_told_apart_by_nobody(tmp_path):
     for name in ("digits", "letters"):
         (tmp_path / f"emnist-{name}-train-images-idx3-ubyte.gz").touch()
