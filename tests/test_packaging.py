@@ -296,6 +296,9 @@ def test_signatures_are_those_of_torch():
     ):
         theirs = list(inspect.signature(plain).parameters)
         assert list(inspect.signature(own).parameters)[: len(theirs)] == theirs
+        # Callers name what they pass as torch does.
+        names = [list(inspect.signature(kind.forward).parameters) for kind in (own, plain)]
+        assert names[0] == names[1]
     # nn.RNN, nn.LSTM and nn.GRU themselves take (*args, **kwargs).
     shared = "num_layers bias batch_first dropout bidirectional device dtype"
     for own, expected in (
@@ -303,6 +306,7 @@ def test_signatures_are_those_of_torch():
         (spectral_triton.SpectralLSTM, shared.replace(" device", " proj_size device")),
         (spectral_triton.SpectralGRU, shared),
     ):
+        assert list(inspect.signature(own.forward).parameters) == ["self", "input", "hx"]
         parameters = inspect.signature(own).parameters.values()
         positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
         assert positional == ["input_size", "hidden_size", *expected.split()]

@@ -18,7 +18,7 @@ from spectral_triton.runtime.validation import (
     without_autocast,
 )
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.svd.dense_entries import factor_dense_entries, refuse_dense
+from spectral_triton.svd.dense_entries import factor_dense_entries
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
 
@@ -151,9 +151,21 @@ class SVDConvolution(ConvolutionNorms):
         ]
         return ", ".join(parts + ([] if self.bias is not None else ["bias=False"]))
 
+    def _assignable(self, name: str) -> SVDWeight | None:
+        return self.svd if name == "weight" else None
+
+    def _as_matrix(self, w: Tensor, weight: SVDWeight) -> Tensor:
+        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        if tuple(w.shape) != expected:
+            raise ValueError(f"the kernel must have shape {expected}, got {tuple(w.shape)}")
+        return w.reshape(weight.shape)
+
     @property
     def weight(self) -> Tensor:
-        """The kernel, of torch's shape, differentiable, in the dtype of the module."""
+        """The kernel, of torch's shape, differentiable, in the dtype of the module.
+
+        Formed at each access: what is written into it is lost. Assign a kernel, which is factored.
+        """
         return self._kernel().to(self.svd.left.dtype)
 
     def _kernel(self) -> Tensor:
@@ -165,26 +177,22 @@ class SVDConvolution(ConvolutionNorms):
         """The flattened kernel as an operator on patches; batched where there are groups."""
         return self.svd.factors
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        refuse_dense(self, name)
-        super().register_parameter(name, param)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """([B,] in_channels, ...) -> ([B,] out_channels, ...), in the dtype of x."""
-        check_floating("x", x)
+    def forward(self, input: Tensor) -> Tensor:
+        """([B,] in_channels, ...) -> ([B,] out_channels, ...), in the dtype of the input."""
+        check_floating("input", input)
         d = self.dimensions
-        if x.dim() not in (d + 1, d + 2) or x.shape[-d - 1] != self.in_channels:
+        if input.dim() not in (d + 1, d + 2) or input.shape[-d - 1] != self.in_channels:
             raise ValueError(
-                f"x must have shape ([B,] in_channels, {_SIZES[d - 1]}) with in_channels = "
-                f"{self.in_channels}, got {tuple(x.shape)}"
+                f"input must have shape ([B,] in_channels, {_SIZES[d - 1]}) with in_channels = "
+                f"{self.in_channels}, got {tuple(input.shape)}"
             )
-        with without_autocast(x.device.type):
+        with without_autocast(input.device.type):
             kernel = self._kernel()
-            wide = x.to(kernel.dtype) if x.dtype.itemsize == 2 else x
+            wide = input.to(kernel.dtype) if input.dtype.itemsize == 2 else input
             if wide.dtype != kernel.dtype:
                 raise TypeError(
-                    f"x must have the dtype of the kernel, {kernel.dtype}, or half precision, "
-                    f"got {x.dtype}"
+                    f"input must have the dtype of the kernel, {kernel.dtype}, or half precision, "
+                    f"got {input.dtype}"
                 )
             padding: tuple[int, ...] | str | int = self.padding
             if self.padding_mode != "zeros":
@@ -197,7 +205,7 @@ class SVDConvolution(ConvolutionNorms):
             y = _CONVOLVE[d - 1](
                 wide, kernel, bias, self.stride, padding, self.dilation, self.groups
             )
-        return y.to(x.dtype)
+        return y.to(input.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:
         r"""The x that the layer maps to y, where it is one square matrix at every position.
@@ -289,7 +297,7 @@ class SVDConvolution(ConvolutionNorms):
             num_reflectors=num_reflectors,
             spectrum=spectrum,
         )
-        dense = conv.weight.detach().reshape(layer.svd.shape)
+        dense = layer._as_matrix(conv.weight.detach(), layer.svd)
         layer.svd.set_dense_(dense, out_of_bounds)
         if layer.bias is not None and conv.bias is not None:
             layer.bias.data.copy_(conv.bias.detach())
@@ -311,11 +319,7 @@ class SVDConvolution(ConvolutionNorms):
         return conv.train(self.training)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        def matrix(dense: Tensor, weight: SVDWeight) -> Tensor:
-            expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-            if tuple(dense.shape) != expected:
-                raise ValueError(f"the kernel must have shape {expected}, got {tuple(dense.shape)}")
-            return dense.reshape(weight.shape)
-
-        factor_dense_entries(self, state_dict, prefix, args[-1], [("weight", "svd")], matrix)
+        factor_dense_entries(
+            self, state_dict, prefix, args[-1], [("weight", "svd")], self._as_matrix
+        )
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectral_triton.layers.patches import bound_patches, count_patches
 from spectral_triton.layers.symbol import circular_singular_values, norm_bound
 from spectral_triton.runtime.cached import formed_once
 from spectral_triton.runtime.validation import check_choice, check_integer
+from spectral_triton.svd.assignment import AssignableWeights
 from spectral_triton.svd.weight import SVDWeight
 
 
-class ConvolutionNorms(nn.Module):
+class ConvolutionNorms(AssignableWeights):
     """The part of the convolutions that bounds them as operators."""
 
-    dimensions: int
+    dimensions: ClassVar[int]
     groups: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import check_flag, check_floating, check_integer
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.svd.dense_entries import factor_dense_entries, refuse_dense
+from spectral_triton.svd.assignment import AssignableWeights
+from spectral_triton.svd.dense_entries import factor_dense_entries
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
 
 
-class SVDLinear(nn.Module):
+class SVDLinear(AssignableWeights):
     r"""``torch.nn.Linear`` with bounded singular values.
 
     .. math:: y = W x + b, \qquad W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top
@@ -102,22 +103,29 @@ class SVDLinear(nn.Module):
             f"bias={self.bias is not None}"
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in the dtype of x."""
-        check_floating("x", x)
-        if x.dim() < 1 or x.shape[-1] != self.in_features:
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features), in the dtype of the input."""
+        check_floating("input", input)
+        if input.dim() < 1 or input.shape[-1] != self.in_features:
             raise ValueError(
-                f"x must have shape (..., in_features) with in_features = {self.in_features}, "
-                f"got {tuple(x.shape)}"
+                f"input must have shape (..., in_features) with in_features = {self.in_features}, "
+                f"got {tuple(input.shape)}"
             )
         if self.bias is None:
             # A copy, since backward keeps the product: layer and nn.ReLU(inplace=True) go together.
-            return self.svd(x).clone()
-        return self.svd(x, self.bias)
+            return self.svd(input).clone()
+        return self.svd(input, self.bias)
+
+    def _assignable(self, name: str) -> SVDWeight | None:
+        return self.svd if name == "weight" else None
 
     @property
     def weight(self) -> Tensor:
-        """W of shape (out_features, in_features), differentiable, in the dtype of the module."""
+        """W of shape (out_features, in_features), differentiable, in the dtype of the module.
+
+        Formed at each access: what is written into it is lost. Assign a matrix, which is factored
+        as by ``svd.set_dense_``.
+        """
         return self.svd.to_dense().to(self.svd.left.dtype)
 
     @property
@@ -129,10 +137,6 @@ class SVDLinear(nn.Module):
     def factors(self) -> HouseholderSVD:
         """W as an operator, with ``solve``, ``inverse``, ``slogdet`` and more."""
         return self.svd.factors
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        refuse_dense(self, name)
-        super().register_parameter(name, param)
 
     def inverse(self, y: Tensor) -> Tensor:
         r"""The x with :math:`W x + b = y`, for a square W, at the cost of a forward pass.

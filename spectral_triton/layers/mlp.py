@@ -63,7 +63,10 @@ class SVDMLP(nn.Sequential):
         base: str | None = None,
     ) -> None:
         if not isinstance(widths, Sequence) or len(widths) < 2:
-            raise ValueError(f"widths must be two sizes or more, got {widths!r}")
+            raise ValueError(
+                f"widths must be two sizes or more in one sequence, as in SVDMLP([784, 128, 10]), "
+                f"got {widths!r}"
+            )
         for width in widths:
             check_integer("widths", width, 1)
         if num_reflectors is not None:

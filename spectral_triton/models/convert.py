@@ -171,7 +171,7 @@ def convert(
             reason = "compiled by itself: convert first, then compile"
         if reason is None:
             try:
-                own = spectrum
+                own: Any = spectrum
                 if not isinstance(spectrum, Spectrum) and callable(spectrum):
                     own = resolve_spectrum(spectrum(name, _singular_values(layer)))
                 new = _build(layer, num_reflectors, own, out_of_bounds)

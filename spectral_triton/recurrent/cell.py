@@ -56,12 +56,8 @@ class RecurrentCell(RecurrentModule):
         """The dense transition matrix, (n, n), or (gates * n, n) with the gates stacked."""
         return self._dense("")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight_hh":
-            raise AttributeError(
-                "weight_hh is made of factors and cannot be set: use svd_hh.set_dense_(w)"
-            )
-        super().__setattr__(name, value)
+    def _assignable(self, name: str) -> SVDWeight | None:
+        return self._svd_weight("") if name == "weight_hh" else None
 
     @property
     def factors(self) -> HouseholderSVD:

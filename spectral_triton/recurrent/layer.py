@@ -129,13 +129,12 @@ class RecurrentLayer(RecurrentModule):
             return self._dense(name[9:])
         return super().__getattr__(name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("weight_hh_l"):
-            raise AttributeError(
-                f"{name} is made of factors and cannot be set: use "
-                "svd_weight(layer, reverse).set_dense_(w)"
-            )
-        super().__setattr__(name, value)
+    def _assignable(self, name: str) -> SVDWeight | None:
+        if not name.startswith("weight_hh_l"):
+            return None
+        if f"svd_hh{name[9:]}" not in self._modules:
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        return self._svd_weight(name[9:])
 
     def _options_to_show(self) -> list[str]:
         defaults = {

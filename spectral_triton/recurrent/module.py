@@ -16,13 +16,14 @@ from spectral_triton.recurrent.parameters import (
 )
 from spectral_triton.runtime.sharding import assign_, gathered
 from spectral_triton.runtime.validation import check_choice, check_dtype, check_flag, check_integer
+from spectral_triton.svd.assignment import AssignableWeights
 from spectral_triton.svd.dense_entries import factor_dense_entries
 from spectral_triton.svd.weight import INITIALIZERS, SVDWeight
 
 Module = TypeVar("Module", bound="RecurrentModule")
 
 
-class RecurrentModule(nn.Module):
+class RecurrentModule(AssignableWeights):
     """Plain input weights and biases, and transitions as :class:`SVDWeight`, under each suffix.
 
     The base of the layers, whose suffixes are those of torch such as ``_l1_reverse``, and of the
@@ -58,6 +59,9 @@ class RecurrentModule(nn.Module):
         weight = self.get_submodule(f"svd_hh{suffix}")
         assert isinstance(weight, SVDWeight)
         return weight
+
+    def _as_matrix(self, w: Tensor, weight: SVDWeight) -> Tensor:
+        return unstack_rows(w, weight)
 
     def _plain_shapes(self, features: int) -> dict[str, tuple[int, ...]]:
         rows = (self.num_gates or 1) * self.hidden_size

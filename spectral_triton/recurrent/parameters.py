@@ -65,7 +65,7 @@ def input_weights(module: nn.Module, suffix: str, x: Tensor) -> tuple[Tensor, Te
 def check_input_dtype(x: Tensor, weight: Tensor) -> None:
     """Raises unless input and weights have one dtype; autocast may mix them."""
     if x.dtype != weight.dtype and not autocast_is_on(x.device.type):
-        raise ValueError(f"input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
+        raise TypeError(f"input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
 
 
 def result_dtype(x: Tensor) -> torch.dtype:

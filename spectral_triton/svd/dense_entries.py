@@ -47,13 +47,3 @@ def factor_dense_entries(
         # The parameters themselves: with assign=True an optimizer would lose others.
         own = module.state_dict(keep_vars=True)
         state_dict.update((f"{prefix}{entry}", a) for entry, a in own.items())
-
-
-def refuse_dense(layer: nn.Module, name: str) -> None:
-    """Raises where a dense weight is to take the place of the factors, as fusing layers does."""
-    if name == "weight":
-        raise AttributeError(
-            f"weight of {type(layer).__name__} is made of factors and cannot be set: use "
-            "svd.set_dense_(w), or spectral_triton.bake, whose plain layer takes any weight and "
-            "can be fused"
-        )

@@ -175,7 +175,7 @@ def test_compiles_to_the_same():
         (lambda: SVDConv2d(3, 4, 1)(torch.ones(3, 5)), ValueError, r"in_channels, H, W\)"),
         (lambda: SVDConv3d(3, 4, 1)(torch.ones(3, 5, 5)), ValueError, r"in_channels, D, H, W\)"),
         (lambda: SVDConv3d(3, 4, (1, 2)), ValueError, "kernel_size must be an int or 3 of them"),
-        (lambda: SVDConv1d(3, 4, 1)(torch.ones(3, 5).long()), TypeError, "x must be .*int64"),
+        (lambda: SVDConv1d(3, 4, 1)(torch.ones(3, 5).long()), TypeError, "input must be .*int64"),
         (lambda: SVDConv1d(3, 4, 1)(torch.ones(3, 5).float()), TypeError, "float64.*float32"),
         (lambda: SVDConv1d.from_conv(nn.Conv2d(1, 1, 1)), TypeError, "nn.Conv1d, got Conv2d"),
     ],

@@ -9,7 +9,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.layers.convolution import SVDConvolution
-from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.spectra.spectrum import FixedSpectrum, SoftplusSpectrum
 
 
@@ -162,13 +161,14 @@ def test_shapes_of_the_inverse_are_checked():
         conv.logabsdet((3,))
 
 
-def test_fusing_goes_through_baking():
-    conv, norm = SVDConv2d(2, 3, 3).eval(), nn.BatchNorm2d(3).eval()
+def test_fusing_with_batch_norm_factors_the_fused_kernel_or_says_why_not():
+    conv = SVDConv2d(2, 3, 3, spectrum=SoftplusSpectrum()).eval()
+    norm = nn.BatchNorm2d(3).eval()
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
-    with pytest.raises(AttributeError, match=r"made of factors and cannot be set.*bake"):
-        fuse_conv_bn_eval(conv, norm)
     x = torch.randn(2, 2, 5, 5)
-    torch.testing.assert_close(fuse_conv_bn_eval(conv.to_conv(), norm)(x), norm(conv(x)))
-    with pytest.raises(AttributeError, match="SVDLinear is made of factors"):
-        SVDLinear(2, 2).weight = nn.Parameter(torch.eye(2))
+    torch.testing.assert_close(fuse_conv_bn_eval(conv, norm)(x), norm(conv(x)))
+    narrow = SVDConv2d(2, 3, 3).eval()
+    with pytest.raises(ValueError, match="cannot set weight: the matrix has singular values"):
+        fuse_conv_bn_eval(narrow, norm)
+    torch.testing.assert_close(fuse_conv_bn_eval(narrow.to_conv(), norm)(x), norm(narrow(x)))

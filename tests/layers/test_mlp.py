@@ -83,8 +83,8 @@ def test_activations_live_where_the_layers_do():
 @pytest.mark.parametrize(
     ("widths", "options", "error", "message"),
     [
-        ([3], {}, ValueError, r"widths must be two sizes or more, got \[3\]"),
-        (3, {}, ValueError, "widths must be two sizes or more, got 3"),
+        ([3], {}, ValueError, r"widths must be two sizes or more .* got \[3\]"),
+        (3, {}, ValueError, "widths must be two sizes or more .* got 3"),
         ([3, 0], {}, ValueError, "widths must be at least 1, got 0"),
         ([3, 2.5], {}, TypeError, "widths must be an int"),
         ([3, 4, 2], {"activation": torch.relu_}, TypeError, r"relu_\(\) missing"),

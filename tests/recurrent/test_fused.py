@@ -236,7 +236,7 @@ def test_bad_input_is_named(name):
         layer(torch.randn(3))
     with pytest.raises(TypeError, match="input must be a real floating-point tensor"):
         layer(torch.ones(4, 2, 3).long())
-    with pytest.raises(ValueError, match=r"dtype of the weights, torch.float64, got torch.float32"):
+    with pytest.raises(TypeError, match=r"dtype of the weights, torch.float64, got torch.float32"):
         layer(torch.randn(4, 2, 3).float())
 
 

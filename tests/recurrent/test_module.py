@@ -292,14 +292,3 @@ def test_bad_types_of_options_are_named(kind):
             with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
                 kind(3, 5, **{name: "no"})
             assert getattr(kind(3, 5, **{name: 1}), name) is True
-
-
-@every_kind
-def test_the_transition_cannot_be_assigned(kind):
-    module = kind(3, 5)
-    name = "weight_hh_l0" if kind in KINDS[:3] else "weight_hh"
-    before = getattr(module, name)
-    for value in (torch.zeros_like(before), nn.Parameter(torch.zeros_like(before))):
-        with pytest.raises((AttributeError, KeyError)):
-            setattr(module, name, value)
-    assert torch.equal(getattr(module, name), before)

@@ -82,7 +82,7 @@ def test_input_weights(bias):
     weight, total = input_weights(cell, "", torch.randn(5, 4, 2))
     assert weight is cell.weight_ih
     assert torch.equal(total, cell.bias_ih + cell.bias_hh) if bias else total is None
-    with pytest.raises(ValueError, match="dtype of the weights"):
+    with pytest.raises(TypeError, match="dtype of the weights"):
         input_weights(cell, "", torch.randn(5, 4, 2, dtype=torch.bfloat16))
 
 

@@ -1,0 +1,37 @@
+"""Assignment of a dense weight to a layer that holds it as factors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from spectral_triton.svd.weight import SVDWeight
+
+
+class AssignableWeights(nn.Module):
+    """Lets dense weights be assigned as to a plain layer: ``layer.weight = w`` factors w.
+
+    It obeys :meth:`SVDWeight.set_dense_`, so what is out of bounds raises, and the layer stays as
+    it was. To write into the tensor that ``layer.weight`` returns changes no parameter.
+    """
+
+    def _assignable(self, name: str) -> SVDWeight | None:
+        """The factors behind an attribute that is set, None for all other attributes."""
+        raise NotImplementedError
+
+    def _as_matrix(self, w: Tensor, weight: SVDWeight) -> Tensor:
+        """A dense weight in the shape that its factors have."""
+        return w
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        weight = self._assignable(name)
+        if weight is None:
+            super().__setattr__(name, value)
+            return
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        try:
+            weight.set_dense_(self._as_matrix(value.detach(), weight))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"cannot set {name}: {error}") from error
