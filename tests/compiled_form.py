@@ -121,8 +121,13 @@ def main() -> int:
         sys.exit("make test-compiled: " + "; ".join(problems))
 
     from triton.runtime.jit import JITFunction
-    from ttsem import _fakedriver, sanitize
+    from ttsem import _fakedriver, harness, mlir, sanitize
 
+    # Straight to the form that is executed, without ptxas and what comes before it.
+    mlir.enable_generic_printing()
+    harness.ir_for_launch = lambda record, stage, target: mlir.to_generic(
+        harness._stage_text(record, stage, target), None
+    )
     record = Record()
     started = time.monotonic()
     # Tensors stay where they are, on the CPU, and kernels are launched on them.

@@ -105,6 +105,16 @@ def test_tanh_is_accurate_everywhere(dtype, device):
     )
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_modrelu_of_zero_is_zero(recurrence_problem, form, device, assert_accurate):
+    problem = recurrence_problem(5, 2, [2] * 2, "modrelu")
+    problem.x.zero_()
+    problem.h0.zero_()
+    problem.bias.fill_(0.5)
+    problem.check(form, torch.float64, device, assert_accurate)
+    assert (problem.kernels(form, torch.float64, device)[0] == 0).all()
+
+
 @pytest.mark.gpu
 def test_new_lengths_do_not_recompile(recurrence_problem, device):
     compiled = []
