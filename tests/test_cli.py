@@ -37,7 +37,7 @@ def test_main_runs_the_commands(monkeypatch, capsys):
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert "Usage: spectral-triton train" in shown
-    assert "--lr-reflectors" in shown
+    assert "--hidden-size" in shown
 
 
 def test_letters_that_the_output_lacks_are_replaced():

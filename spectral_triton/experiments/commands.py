@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from spectral_triton.experiments.training.config import RunConfig
 
 app = typer.Typer(
-    help="Recurrent networks whose singular values stay within bounds.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,6 +38,26 @@ class TaskName(str, Enum):
     pixel_mnist = "pixel-mnist"
     ptb = "ptb"
     ucr = "ucr"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import spectral_triton
+
+        typer.echo(f"spectral-triton {spectral_triton.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Recurrent networks whose singular values stay within bounds."""
 
 
 @app.command()
@@ -67,7 +86,7 @@ def train(
             "-m",
             help="spectral, orthogonal, rnn, irnn, lstm, gru, spectral-lstm or spectral-gru; "
             "several are compared: repeat the option or separate them by commas.",
-            show_default="spectral",
+            show_default="spectral; with --resume those in the folder",
         ),
     ] = None,
     seed: Annotated[
@@ -93,11 +112,17 @@ def train(
             help="ucr: mean 0, variance 1 for each series. (default normalize)",
         ),
     ] = None,
-    hidden_size: Annotated[int | None, typer.Option("--hidden", help="Hidden units.")] = None,
+    hidden_size: Annotated[
+        int | None, typer.Option("--hidden-size", "--hidden", help="Hidden units.")
+    ] = None,
     layers: Annotated[int | None, typer.Option(help="Stacked layers.")] = None,
     reflectors: Annotated[
         str | None,
-        typer.Option(help="Reflectors of U and V: K, or LEFT,RIGHT, or full (spectral models)."),
+        typer.Option(
+            "--num-reflectors",
+            "--reflectors",
+            help="Reflectors of U and V: K, or LEFT,RIGHT, or full (spectral models).",
+        ),
     ] = None,
     margin: Annotated[
         float | None, typer.Option(help="Half-width of the band around 1 (spectral).")
@@ -115,13 +140,20 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data, instead.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--lr", help="Learning rate; the others follow in proportion.")
+        float | None,
+        typer.Option(
+            "--learning-rate", "--lr", help="Learning rate; the others follow in proportion."
+        ),
     ] = None,
     reflector_rate: Annotated[
-        float | None, typer.Option("--lr-reflectors", help="Learning rate of the reflectors.")
+        float | None,
+        typer.Option("--reflectors-lr", "--lr-reflectors", help="Learning rate of the reflectors."),
     ] = None,
     sigma_rate: Annotated[
-        float | None, typer.Option("--lr-sigma", help="Learning rate of the raw singular values.")
+        float | None,
+        typer.Option(
+            "--singular-values-lr", "--lr-sigma", help="Learning rate of the raw singular values."
+        ),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="Of the learning rates: constant, linear or cosine decay.")
@@ -135,8 +167,12 @@ def train(
     evaluations: Annotated[
         int | None, typer.Option(help="Validations, and checkpoints, during a run.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cpu")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64.", show_default="float32")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     output: Annotated[
         Path | None,
@@ -166,7 +202,7 @@ def train(
     batch: torchrun --nproc_per_node=2 -m spectral_triton train TASK.
     """
     require_packages()
-    from spectral_triton.experiments.errors import ExperimentError
+    from spectral_triton.experiments.errors import ExperimentError, failed_file
 
     options = _given(
         length=length,
@@ -194,21 +230,25 @@ def train(
         clip=clip,
         evaluations=evaluations,
     )
-    hardware = {"device": device, "dtype": dtype, "threads": threads}
+    hardware = _given(device=device, dtype=dtype, threads=threads)
     try:
         if reflectors is not None:
             overrides["num_reflectors"] = reflector_counts(reflectors)
-        models, seeds = listed(model or ["spectral"]), whole_numbers(seed or ["0"])
-        configs = _configs(task.value, models, seeds, options, overrides, hardware)
+        models = listed(model) if model else None
+        seeds = whole_numbers(seed) if seed else None
+        if resume and output is None:
+            raise typer.BadParameter("--resume needs the --output of the runs to continue")
+        kept = _kept(output, task.value) if resume and output is not None else {}
+        configs = _configs(task.value, models, seeds, options, overrides, hardware, kept)
         if output is None:
-            if resume:
-                raise typer.BadParameter("--resume needs the --output of the runs to continue")
             output = _default_output(task.value, dataset)
         if mirror is not None and not download:
             raise typer.BadParameter("--mirror is of no use without --download")
         _run(configs, output, data_dir, download, mirror, resume=resume, quiet=quiet)
     except ExperimentError as error:
         _fail(error, output)
+    except OSError as error:
+        _fail(failed_file(error), output)
 
 
 def _run(
@@ -246,25 +286,44 @@ def _run(
 
 def _configs(
     task: str,
-    models: list[str],
-    seeds: list[int],
+    models: list[str] | None,
+    seeds: list[int] | None,
     options: dict[str, Any],
     overrides: dict[str, Any],
     hardware: dict[str, Any],
+    kept: dict[tuple[str, int], dict[str, Any]],
 ) -> list[RunConfig]:
+    """What to run; ``kept`` are configurations in the folder, and supply what was not given."""
     from spectral_triton.experiments.tasks.networks import SETTINGS_OF_SOME
-    from spectral_triton.experiments.training.config import make_config
+    from spectral_triton.experiments.training.config import continued_config, make_config
 
+    models = models or list(dict.fromkeys(model for model, _ in kept)) or ["spectral"]
+    there = sorted({seed for model, seed in kept if model in models})
+    runs = [(model, seed) for seed in seeds or there or [0] for model in models]
     for name, users in SETTINGS_OF_SOME.items():
         if name in overrides and not set(models) & set(users):
             raise typer.BadParameter(
                 f"{name} has no meaning for {', '.join(models)}, only for {', '.join(users)}"
             )
     return [
-        make_config(task, model, options=options, overrides=overrides, seed=seed, **hardware)
-        for seed in seeds
-        for model in models
+        continued_config(kept[model, seed], options, overrides, hardware)
+        if (model, seed) in kept
+        else make_config(task, model, options=options, overrides=overrides, seed=seed, **hardware)
+        for model, seed in runs
     ]
+
+
+def _kept(output: Path, task: str) -> dict[tuple[str, int], dict[str, Any]]:
+    from spectral_triton.experiments.errors import UsageError
+    from spectral_triton.experiments.training.run_folder import kept_configs
+
+    configs = kept_configs(output)
+    for folder, config in configs.items():
+        if config.get("task") != task:
+            raise UsageError(
+                f"cannot resume {folder}: task is {config.get('task')!r} there and {task!r} here"
+            )
+    return {(config["model"], config["seed"]): config for config in configs.values()}
 
 
 def _given(**values: object) -> dict[str, Any]:

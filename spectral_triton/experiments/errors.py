@@ -32,6 +32,12 @@ class TrainingStopped(ExperimentError):
         self.reason = reason
 
 
+def failed_file(error: OSError) -> ExperimentError:
+    """What the system said about a file, in one line."""
+    name = f"{error.filename}: " if error.filename is not None else ""
+    return ExperimentError(f"{name}{error.strerror or error}")
+
+
 class Interrupted(ExperimentError):
     """The person asked the run to stop; it was saved."""
 

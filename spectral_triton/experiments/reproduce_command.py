@@ -82,6 +82,8 @@ def reproduce(
             if folder is not None and folder.exists() and not folder.is_dir():
                 raise UsageError(f"{option} {folder} is not a folder")
         failures = [] if page_only else _run(chosen, selection, output, data_dir, console, quiet)
+        if page_only and not any((output / experiment.name).is_dir() for experiment in chosen):
+            raise UsageError(f"--page-only: nothing was run in {output}")
         for reproduction in chosen:
             if page_only and len(chosen) > 1 and not (output / reproduction.name).is_dir():
                 continue
@@ -106,7 +108,7 @@ def _budget(chosen: list[Reproduction], selection: Selection) -> Table:
         ("model", "left"),
         ("runs", "right"),
         ("steps", "right"),
-        ("minutes", "right"),
+        ("hours", "right"),
     )
     for column, justify in columns:
         table.add_column(column, justify=justify)
@@ -119,11 +121,11 @@ def _budget(chosen: list[Reproduction], selection: Selection) -> Table:
                 line.what,
                 f"{line.runs}",
                 f"{line.steps:,}",
-                f"{line.minutes:,.1f}",
+                f"{line.minutes / 60:,.2f}",
             )
         total += sum(line.minutes for line in lines)
         table.add_section()
-    table.add_row("all of these", "", "", "", f"{total:,.0f}")
+    table.add_row("all of these", "", "", "", f"{total / 60:,.1f}")
     return table
 
 

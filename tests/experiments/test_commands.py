@@ -77,6 +77,89 @@ def test_resume_needs_the_same_configuration(invoke):
     assert "clip is 1.0 there and 3.0 here" in other.text
 
 
+def test_resume_takes_what_is_not_given_from_the_folder(invoke, tmp_path):
+    models = ("--model", "rnn,lstm", "--seed", "3", "--clip", "2", "--dtype", "float64")
+    assert invoke("train", "adding", *QUICK, *models, "-o", "out").exit_code == 0
+    # As after an interruption.
+    (tmp_path / "out" / "rnn-seed3" / "summary.json").unlink()
+    again = invoke("train", "adding", "--resume", "-o", "out")
+    assert again.exit_code == 0, again.text
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {
+        "rnn-seed3",
+        "lstm-seed3",
+    }
+    assert (tmp_path / "out" / "rnn-seed3" / "summary.json").is_file()
+    other = invoke("train", "adding", "--resume", "-o", "out", "--length", "5")
+    assert (other.exit_code, "length is 4 there and 5 here" in other.text) == (2, True)
+    other = invoke("train", "copying", "--resume", "-o", "out")
+    assert (other.exit_code, "task is 'adding' there and 'copying' here" in other.text) == (2, True)
+
+
+def test_a_model_added_to_a_folder_stands_beside_those_before(invoke, tmp_path, monkeypatch):
+    from spectral_triton.experiments.training import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "comparison", lambda *given: drawn.append(sorted(given[3])))
+    for model in ("rnn", "lstm"):
+        assert invoke("train", "adding", *QUICK, "--model", model, "-o", "out").exit_code == 0
+    table = (tmp_path / "out" / "summary.md").read_text()
+    assert "| lstm |" in table
+    assert "| rnn |" in table
+    assert drawn == [["rnn"], ["lstm", "rnn"]]
+    # Another length is another comparison, though it lies in the same folder.
+    longer = ("--length", "5", "--steps", "6", "--hidden-size", "4", "--model", "gru", "-o", "out")
+    assert invoke("train", "adding", *longer).exit_code == 0
+    assert drawn[-1] == ["gru"]
+
+
+def test_version(invoke):
+    import spectral_triton
+
+    result = invoke("--version")
+    assert (result.exit_code, spectral_triton.__version__ in result.text) == (0, True)
+
+
+def test_a_full_disk_is_one_line(invoke, monkeypatch):
+    import errno
+
+    from spectral_triton.experiments.training.run_folder import RunFolder
+
+    def full(self, path, content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", full)
+    result = invoke("train", "adding", *QUICK, "--model", "rnn", "-o", "out")
+    assert result.exit_code == 1
+    assert re.search(r"Error: \S*last\.pt: No space left on device", result.text)
+    assert "Traceback" not in result.text
+
+
+def test_a_data_set_in_small_letters_is_told_its_name(invoke, tmp_path):
+    folder = tmp_path / "data" / "ucr" / "CBF"
+    folder.mkdir(parents=True)
+    for split in ("TRAIN", "TEST"):
+        (folder / f"CBF_{split}.tsv").write_text("1\t0.5\t0.2\n2\t0.1\t0.7\n")
+    result = invoke("train", "ucr", "cbf", "--data-dir", str(tmp_path / "data"))
+    assert (result.exit_code, "did you mean CBF?" in result.text) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        ("--hidden-size", "hidden_size", 3),
+        ("--num-reflectors", "num_reflectors", [2, 2]),
+        ("--learning-rate", "learning_rate", 0.5),
+        ("--reflectors-lr", "reflector_rate", 0.25),
+        ("--singular-values-lr", "sigma_rate", 0.125),
+    ],
+)
+def test_options_are_called_as_in_python(invoke, tmp_path, option, field, value):
+    given = str(value[0] if isinstance(value, list) else value)
+    assert invoke("train", "adding", *QUICK, option, given, "-o", "out").exit_code == 0
+    config = json.loads((tmp_path / "out" / "spectral-seed0" / "config.json").read_text())
+    assert config[field] == value
+
+
 def test_interruption_says_how_to_continue(invoke, monkeypatch):
     import os
     import signal

@@ -112,3 +112,8 @@ def test_bad_options_are_explained(invoke, tmp_path, arguments, message):
     assert message in result.text
     assert result.exit_code == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_page_only_of_nothing_fails(invoke):
+    result = invoke("tiny", "-o", "nowhere", "--page-only")
+    assert (result.exit_code, "nothing was run in nowhere" in result.text) == (2, True)

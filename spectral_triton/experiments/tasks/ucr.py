@@ -157,6 +157,9 @@ def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSeque
         else:
             paths[split] = path
     if missing:
+        names = _names_but_for_case(data, dataset)
+        if names:
+            raise DataError(f"there is no data set {dataset!r}: did you mean {' or '.join(names)}?")
         raise DataError(data.missing_message("ucr", missing, ADVICE))
     tables = {split: read_table(path) for split, path in paths.items()}
     # Labels are compared as numbers: some files write 1, others 1.0 or 1.0000000e+00.
@@ -182,6 +185,18 @@ def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSeque
         for split, table in tables.items()
     }
     return splits, len(classes)
+
+
+def _names_but_for_case(data: DataFolder, dataset: str) -> list[str]:
+    """Data sets that are there and are spelt as ``dataset`` but for capital letters."""
+    found = {
+        match.group(1)
+        for folder in data.places("ucr")
+        if folder.is_dir()
+        for path in (*folder.glob("*_T*"), *folder.glob("*/*_T*"))
+        if (match := re.match(r"(.+)_(?:TRAIN|TEST)", path.name))
+    }
+    return sorted(name for name in found if name.lower() == dataset.lower())
 
 
 def _check_manifest(

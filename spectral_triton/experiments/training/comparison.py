@@ -18,7 +18,7 @@ from spectral_triton.experiments.training.config import RunConfig
 from spectral_triton.experiments.training.lock import is_empty
 from spectral_triton.experiments.training.processes import Processes
 from spectral_triton.experiments.training.progress import ProgressReport, summary_table
-from spectral_triton.experiments.training.run_folder import RunFolder
+from spectral_triton.experiments.training.run_folder import RunFolder, kept_configs
 from spectral_triton.experiments.training.training import Training
 
 PICTURES = ("comparison.png", "gradient_flow.png")
@@ -82,25 +82,45 @@ class Comparison:
         assert metric is not None
         if self.writes:
             self.draw(metric)
-            self._write_table(metric, summaries)
+            self._write_table(metric, self._all_summaries(summaries))
         return metric, summaries
+
+    def _finished(self) -> list[tuple[str, RunFolder]]:
+        """Model and folder of these runs, and of the finished ones that were there before."""
+        runs = [(c.model, f) for c, f in zip(self.configs, self.folders, strict=True)]
+        own = {folder.path for folder in self.folders}
+        for path, config in kept_configs(self.output).items():
+            folder = RunFolder(path)
+            if path not in own and folder.summary_file.is_file() and self._comparable(config):
+                runs.append((config["model"], folder))
+        return runs
+
+    def _comparable(self, config: dict[str, Any]) -> bool:
+        first = self.configs[0]
+        task = {"task": first.task, **first.options}
+        return all(config.get(name) == value for name, value in task.items())
+
+    def _all_summaries(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        others = [folder for _, folder in self._finished()[len(own) :]]
+        read = [folder.read_json(folder.summary_file) for folder in others]
+        return own + [summary for summary in read if summary is not None]
 
     def draw(self, metric: Metric) -> None:
         """Learning curves and gradient flow of all runs in one picture each."""
         split = "validation"
         curves: dict[str, list[plots.Curve]] = {}
         flows = {}
-        for config, folder in zip(self.configs, self.folders, strict=True):
+        for model, folder in self._finished():
             records = folder.metrics()
             curve = curve_of(records, split, metric)
             if not curve:
                 split = "training"
                 curve = curve_of(records, "train", metric)
-            curves.setdefault(config.model, []).append(curve)
+            curves.setdefault(model, []).append(curve)
             flow = folder.read_json(folder.gradient_flow_file)
-            if config.model not in flows and flow is not None:
+            if model not in flows and flow is not None:
                 norms = flow["end"]["norms"]
-                flows[config.model] = {"norms": norms, "color": plots.COLORS[config.model]}
+                flows[model] = {"norms": norms, "color": plots.COLORS[model]}
         title = self.configs[0].title
         comparison, gradients = (self.output / name for name in PICTURES)
         plots.comparison(comparison, title, metric, curves, split)

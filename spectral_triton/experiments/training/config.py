@@ -130,6 +130,36 @@ def make_config(
     return RunConfig(task, merged, model, seed, settings, device, dtype, threads)
 
 
+def continued_config(
+    kept: Mapping[str, Any],
+    options: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+) -> RunConfig:
+    """The configuration of a run's folder, with what was given now in place of what it has.
+
+    Args:
+        kept: As :meth:`RunConfig.as_dict` gives it.
+        options: As for ``make_config``.
+        overrides: As for ``make_config``.
+        hardware: device, dtype and threads, those that were given.
+    """
+    known = [name for name in TASKS[kept["task"]].options if name in kept]
+    settings = [field.name for field in dataclasses.fields(Settings) if field.name in kept]
+    merged = {name: kept[name] for name in settings}
+    if merged.get("num_reflectors") is not None:
+        merged["num_reflectors"] = tuple(merged["num_reflectors"])
+    return make_config(
+        kept["task"],
+        kept["model"],
+        options={name: kept[name] for name in known} | dict(options),
+        overrides=merged | dict(overrides),
+        seed=kept["seed"],
+        **{name: kept[name] for name in ("device", "dtype", "threads") if name in kept}
+        | dict(hardware),
+    )
+
+
 def _override(settings: Settings, changes: dict[str, Any]) -> Settings:
     if "steps" in changes:
         changes.setdefault("epochs", None)

@@ -99,7 +99,7 @@ def summary_table(title: str, metric: Metric, summaries: Sequence[dict[str, Any]
         (f"test {metric.name}", "right"),
         ("at step", "right"),
         ("ms/step", "right"),
-        ("time", "right"),
+        ("training time", "right"),
     )
     for column, justify in columns:
         table.add_column(column, justify=justify)

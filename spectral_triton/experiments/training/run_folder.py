@@ -147,6 +147,16 @@ class RunFolder:
         return content
 
 
+def kept_configs(output: Path) -> dict[Path, dict[str, Any]]:
+    """The configuration of every run in ``output``, by its folder, in the order of their names."""
+    folders = sorted(output.iterdir()) if output.is_dir() else []
+    read = {path: RunFolder(path).read_json(path / "config.json") for path in folders}
+    for path, config in read.items():
+        if config is not None and not {"task", "model", "seed"} <= config.keys():
+            raise DataError(f"{path / 'config.json'} is damaged: it lacks task, model or seed")
+    return {path: config for path, config in read.items() if config is not None}
+
+
 class _Unwritten(RunFolder):
     def locked(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -57,5 +57,5 @@ def test_table_names_the_best(higher, bold):
     assert columns["params"] == ["1,234", "1,234"]
     assert [cell for cell in columns["test mse"] if "bold" in cell] == [f"[bold]{bold}[/]"]
     assert columns["ms/step"] == ["750.0", "-"]
-    assert columns["time"] == ["1:15", "1:15"]
+    assert columns["training time"] == ["1:15", "1:15"]
     assert table.caption == "always answering 1: mse 0.1667"
