@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests that share what takes long to make stay on one core together.
 ON_ALL_CORES = -n $(shell $(PYTHON) -c "import os; print(os.cpu_count())") --dist loadgroup
 
-.PHONY: architecture help train test test-quick test-oldest lint types package docs format bench bench-quick bench-compare clean
+.PHONY: architecture help train test test-quick test-oldest lint types package docs docs-check format bench bench-quick bench-compare clean
 
 help:
 	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
@@ -21,6 +21,7 @@ help:
 	@echo "make package      build wheel and sdist in dist"
 	@echo "make docs         build the documentation in build/docs"
 	@echo "make architecture  draw its picture of the package"
+	@echo "make docs-check   look at it in Chromium: formulas, links, public names, pictures of each page"
 	@echo "make bench        benchmarks against the peers that are installed, about 10 minutes"
 	@echo "make bench-quick  a small selection of them, about 1 minute"
 	@echo "make bench-compare  the same, failing where it is slower than this machine's committed report"
@@ -102,6 +103,8 @@ docs: $(STAMP)
 # The picture of docs/architecture.md, from the imports.
 architecture: $(STAMP)
 	$(BIN)/python docs/draw_architecture.py
+docs-check: docs
+	$(BIN)/python docs/check.py build/docs
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
