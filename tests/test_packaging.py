@@ -238,18 +238,17 @@ print(spectral_triton.SVDLinear(3, 2)(torch.ones(3)).isfinite().all().item())
     assert python(code, tmp_path, **break_triton(tmp_path, "RuntimeError")) == "True\n"
 
 
-def test_import_is_light_fast_and_without_side_effects(tmp_path):
+def test_import_is_light_and_without_side_effects(tmp_path):
     code = """
-import os, sys, time, torch, warnings
+import os, sys, torch, warnings
 warnings.simplefilter("error")
 state, environment = torch.get_rng_state(), dict(os.environ)
 settings = lambda: (
     torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(),
     torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
 )
-before, loaded, start = settings(), set(sys.modules), time.perf_counter()
+before, loaded = settings(), set(sys.modules)
 import spectral_triton
-print(time.perf_counter() - start)
 heavy = ("triton", "matplotlib", "typer", "rich", "tensorboard", "pooch", "torch._dynamo")
 loaded = set(sys.modules) - loaded
 assert not [n for n in heavy if any(m == n or m.startswith(n + ".") for m in loaded)]
@@ -257,7 +256,8 @@ assert torch.equal(state, torch.get_rng_state())
 assert settings() == before
 assert dict(os.environ) == environment
 """
-    assert min(float(python(code, tmp_path)) for _ in range(3)) < 0.3
+    # How long it takes is measured in perf/bench_import.py.
+    python(code, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
