@@ -124,6 +124,13 @@ def train(
             help="Reflectors of U and V: K, or LEFT,RIGHT, or full (spectral models).",
         ),
     ] = None,
+    rebase: Annotated[
+        int | None,
+        typer.Option(
+            help="Fold the reflectors into a base every so many steps, so that few of them reach "
+            "every matrix (spectral models)."
+        ),
+    ] = None,
     margin: Annotated[
         float | None, typer.Option(help="Half-width of the band around 1 (spectral).")
     ] = None,
@@ -215,6 +222,7 @@ def train(
     overrides = _given(
         hidden_size=hidden_size,
         layers=layers,
+        rebase=rebase,
         margin=margin,
         nonlinearity=nonlinearity,
         init=init,

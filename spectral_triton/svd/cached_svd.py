@@ -27,7 +27,9 @@ class CachedSVD(HouseholderSVD):
 
     def to_dense(self) -> Tensor:
         """W of shape (..., m, n)."""
-        return formed_once(self, "dense", self.sources, super().to_dense)
+        form = super().to_dense
+        # Kept as it is handed out: made contiguous later it would be copied at each access.
+        return formed_once(self, "dense", self.sources, lambda: form().contiguous())
 
     def _way(self, x: Tensor, num_vectors: float) -> Literal["dense", "at once", "in turn"]:
         return "dense" if is_cached(*self.sources) else super()._way(x, num_vectors)

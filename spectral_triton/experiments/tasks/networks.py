@@ -9,6 +9,7 @@ WITH_FACTORS = (*SPECTRAL_MODELS, *SPECTRAL_GATES)
 WITH_MARGIN = ("spectral", *SPECTRAL_GATES)
 SETTINGS_OF_SOME = {
     "num_reflectors": WITH_FACTORS,
+    "rebase": WITH_FACTORS,
     "margin": WITH_MARGIN,
     "nonlinearity": (*SPECTRAL_MODELS, "rnn"),
     "init": WITH_FACTORS,

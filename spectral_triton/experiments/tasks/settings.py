@@ -17,6 +17,7 @@ class Settings:
     hidden_size: int = 64
     layers: int = 1
     num_reflectors: tuple[int, int] | None = (16, 16)
+    rebase: int | None = None
     margin: float = 0.01
     nonlinearity: str = "relu"
     init: str = "identity"
@@ -40,6 +41,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")
+        if self.rebase is not None and self.rebase < 1:
+            raise UsageError(f"rebase must be at least 1, not {self.rebase}")
         if (self.steps is None) == (self.epochs is None):
             raise UsageError("give either steps or epochs, not both")
         for name in ("learning_rate", "reflector_rate", "sigma_rate"):

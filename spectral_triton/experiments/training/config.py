@@ -63,6 +63,8 @@ class RunConfig:
         }
         if settings.get("num_reflectors") is not None:
             settings["num_reflectors"] = list(settings["num_reflectors"])
+        if settings.get("rebase") is None:
+            settings.pop("rebase", None)  # Folders of before there was such a setting go on.
         return {
             "task": self.task,
             **self.options,

@@ -164,6 +164,7 @@ def _factor_options(name: str, settings: Settings) -> dict[str, Any]:
         "num_reflectors": settings.num_reflectors,
         "spectrum": spectrum,
         "init": settings.init,
+        "base": None if settings.rebase is None else "haar",
     }
 
 

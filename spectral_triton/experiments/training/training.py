@@ -10,6 +10,7 @@ import torch
 
 from spectral_triton.analysis.bounds import gradient_bound
 from spectral_triton.experiments.errors import Interrupted, TrainingStopped
+from spectral_triton.experiments.tasks.networks import WITH_FACTORS
 from spectral_triton.experiments.tasks.task import Batch, Metric, Tally, Task
 from spectral_triton.experiments.training.checkpoint import load_checkpoint
 from spectral_triton.experiments.training.config import RunConfig
@@ -27,6 +28,7 @@ from spectral_triton.experiments.training.model import (
 from spectral_triton.experiments.training.optimizer import build_optimizer, descend, set_rates
 from spectral_triton.experiments.training.processes import Processes
 from spectral_triton.experiments.training.run_folder import RunFolder
+from spectral_triton.models.rebase import RebaseEvery
 
 POINTS = 200
 """Training records of a whole run: enough for a curve, few enough to read."""
@@ -71,6 +73,10 @@ class Training:
             config.model, self.settings, task, device=self.device, dtype=config.torch_dtype
         )
         self.optimizer = build_optimizer(self.model, self.settings)
+        self.rebase: RebaseEvery | None = None
+        if self.settings.rebase is not None and config.model in WITH_FACTORS:
+            every = self.settings.rebase
+            self.rebase = RebaseEvery(self.model, self.optimizer, every, seed=config.seed)
         self.parallel = self.processes.parallel(self.model)
         if self.processes.rank:
             # Dropout differs between processes; what they start from does not.
@@ -266,6 +272,7 @@ class Training:
                 "step": self.step,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "rebase": None if self.rebase is None else self.rebase.state_dict(),
                 "state": self.processes.joined_states(state),
                 "tally": [self.tally.loss, self.tally.correct, self.tally.count],
                 "best": self.best,
@@ -281,6 +288,8 @@ class Training:
     def _restore(self, content: dict[str, Any]) -> int:
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.rebase is not None:
+            self.rebase.load_state_dict(content["rebase"])
         self.step, self.best, self.best_step = (
             content[name] for name in ("step", "best", "best_step")
         )

@@ -18,6 +18,7 @@ from spectral_triton.experiments.tasks.settings import Settings
         ("weight_decay", -1.0),
         ("clip", float("inf")),
         ("margin", -0.1),
+        ("rebase", 0),
         ("dropout", 1.0),
         ("schedule", "step"),
     ],

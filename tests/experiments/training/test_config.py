@@ -60,6 +60,9 @@ def test_dictionary_is_flat_json_of_what_the_model_uses():
         "sigma_rate",
     }
     assert "margin" not in make_config("adding", "orthogonal").as_dict()
+    # Runs of before there was the setting are continued.
+    assert "rebase" not in spectral
+    assert make_config("adding", "spectral", overrides={"rebase": 20}).as_dict()["rebase"] == 20
 
 
 def test_gates_do_not_begin_as_one_transition_does():

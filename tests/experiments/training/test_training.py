@@ -15,6 +15,12 @@ from spectral_triton.experiments.training.training import Training
 
 RUNS = {
     "adding, spectral": ("adding", "spectral", {"length": 6}, {"layers": 2, "dropout": 0.2}),
+    "adding, rebased": (
+        "adding",
+        "spectral",
+        {"length": 6},
+        {"rebase": 2, "num_reflectors": (2, 2)},
+    ),
     "adding, orthogonal": ("adding", "orthogonal", {"length": 6}, {}),
     "copying, gru": ("copying", "gru", {"length": 3}, {"schedule": "linear"}),
     "copying, spectral-lstm": ("copying", "spectral-lstm", {"length": 3}, {"layers": 2}),
@@ -93,6 +99,17 @@ def test_killed_and_resumed_is_as_if_never_killed(train, name):
     resumed.run()
     assert report.begun == (whole.config.label, STEPS, 9)
     assert_same(outcome(resumed), outcome(whole))
+
+
+def test_rebased_every_so_many_steps(train):
+    training, _ = train("adding, rebased", "whole")
+    first = training.model.encoder.svd_hh_l0.left_base.detach().clone()
+    training.run()
+    last = load_checkpoint(training.folder.last)
+    assert last["rebase"]["count"] == STEPS
+    base = last["model"]["encoder.svd_hh_l0.left_base"]
+    assert (base - first).norm() > 1e-3
+    assert (base.mT @ base - torch.eye(5)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["adding, spectral", "ptb, lstm"])
