@@ -2,6 +2,7 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -27,6 +28,9 @@ from spectral_triton.svd.weight import resolve_spectrum
 
 Module = TypeVar("Module", bound=nn.Module)
 
+NOTICEABLE = 1e-3
+"""Relative change of a weight that is more than rounding."""
+
 
 def svd(
     module: Module,
@@ -47,7 +51,8 @@ def svd(
     of the flattened kernel, not that of the convolution, which may be larger, with zero padding by
     the square root of the kernel's area. A weight that is tied to another is so no longer.
 
-    A weight within the bounds is kept. Otherwise its singular values are clipped, U and V are kept.
+    A weight within the bounds is kept. Otherwise its singular values are clipped, U and V are kept,
+    and a warning says how much it changed.
     Where there are fewer reflectors than the weight needs, its singular vectors become a base that
     they start from, two parameters without gradient, see :class:`SVDWeight`. Assigning to
     ``module.<name>`` later obeys ``out_of_bounds``. On the meta device only shapes are made, for a
@@ -116,10 +121,29 @@ def svd(
             f"num_blocks must divide dimension 0 of {name}, {weight.shape[0]}, got {num_blocks}"
         )
     parametrization = _SVD(weight, num_reflectors, spectrum, num_blocks, out_of_bounds)
+    before, kind = weight.detach().clone(), type(module).__name__
     parametrize.register_parametrization(module, name, parametrization)
+    _warn_of_change(module, name, before, kind)
     if isinstance(module, nn.RNNBase):
         module.register_forward_hook(release_flat_weights)
     return module
+
+
+def _warn_of_change(module: nn.Module, name: str, before: Tensor, kind: str) -> None:
+    if before.is_meta:
+        return
+    with torch.no_grad():
+        norm, change = before.norm(), (getattr(module, name) - before).norm()
+    # Half precision rounds by up to 0.4 %.
+    limit = NOTICEABLE if before.dtype.itemsize > 2 else 0.02
+    if change > limit * norm:
+        warnings.warn(
+            f"svd moved singular values of {name} of {kind} into the bounds, which changed it by "
+            f"{float(change / norm):.1%}; "
+            "spectrum=SigmoidSpectrum.around(torch.linalg.svdvals(weight)) keeps it, "
+            "out_of_bounds='raise' refuses it",
+            stacklevel=3,
+        )
 
 
 def svd_names(module: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 
 import pytest
 import torch
@@ -405,3 +406,14 @@ def test_weights_have_the_strides_of_torch(shape):
     )
     convolution = svd(nn.ConvTranspose2d(*shape, 2))
     assert bake(convolution).weight.stride() == nn.ConvTranspose2d(*shape, 2).weight.stride()
+
+
+def test_a_changed_weight_is_said():
+    with pytest.warns(UserWarning, match=r"weight of Linear .* changed it by [\d.]+%") as got:
+        svd(nn.Linear(6, 6))
+    assert got[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        linear = nn.Linear(6, 4)
+        svd(linear, spectrum=SigmoidSpectrum.around(torch.linalg.svdvals(linear.weight)))
+        svd(nn.Linear(6, 4, device="meta"))

@@ -98,6 +98,6 @@ class SVDResidualBlock(nn.Module):
         """Those of the branch, unsorted, differentiable, float32 at least."""
         return self.linear.singular_values
 
-    def forward(self, h: Tensor) -> Tensor:
-        """(..., features) -> (..., features), in the dtype of h."""
-        return h + self.activation(self.linear(h))
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., features) -> (..., features), in the dtype of the input."""
+        return input + self.activation(self.linear(input))

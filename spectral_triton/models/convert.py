@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def convert(
     weight had to move. An optimizer has to be made afterwards, see :func:`parameter_groups`.
 
     The default spectrum puts every σ within 1 % of 1, far from what a trained weight has, so most
-    of it is lost: a wider one keeps more, ``SoftplusSpectrum()`` all but σ below 0.001.
+    of it is lost, and a warning says of which layers: a wider one keeps more, one around each
+    weight (see ``spectrum``) all of it.
 
     With fewer than min(m, n) reflectors U and V of a weight become its base, which is not trained,
     and the reflectors start from there, see :class:`SVDWeight`. Left alone, with the reason in the
@@ -185,8 +187,27 @@ def convert(
     for layer, new in replacements.items():
         carry_over(layer, new)
     model = replace_modules(model, replacements)
+    _warn_of_changes(converted)
     unbounded = _unbounded(model, skipped) if select is None else ()
     return model, ConversionReport(tuple(converted), tuple(skipped), unbounded)
+
+
+NOTICEABLE = 0.01
+"""Relative change of a weight that is more than rounding, also to half precision."""
+
+
+def _warn_of_changes(converted: list[ConvertedLayer]) -> None:
+    changed = [layer for layer in converted if layer.relative_change > NOTICEABLE]
+    if changed:
+        first = [f"{c.name or 'the model'} by {c.relative_change:.1%}" for c in changed[:3]]
+        more = [f"{len(changed) - 3} more, see the report"] if len(changed) > 3 else []
+        warnings.warn(
+            "convert moved singular values into the bounds, which changed trained weights: "
+            f"{', '.join(first + more)}. "
+            "spectrum=lambda name, sigma: SigmoidSpectrum.around(sigma) keeps every weight; "
+            "out_of_bounds='raise' refuses those that do not fit",
+            stacklevel=3,
+        )
 
 
 def _unbounded(

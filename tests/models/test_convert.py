@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -401,3 +402,15 @@ def test_a_spectrum_of_each_weight_keeps_it_and_bounds_its_growth():
     assert torch.linalg.matrix_norm(new[0].weight, 2) <= 1.2 * most * (1 + 1e-9)
     with pytest.raises(TypeError, match="spectrum must be a Spectrum"):
         convert(model, spectrum=lambda name, sigma: 1.0)
+
+
+def test_a_changed_weight_is_said():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(5)))
+    with pytest.warns(
+        UserWarning, match=r"changed trained weights: 0 by .*%.* 2 more.*around"
+    ) as got:
+        convert(model)
+    assert got[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(model, spectrum=lambda name, sigma: SigmoidSpectrum.around(sigma))
