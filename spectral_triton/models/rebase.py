@@ -96,10 +96,11 @@ def _sides(module: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 class RebaseEvery:
     """Calls :func:`rebase_` after every N steps of an optimizer, however the loop is written.
 
-    Steps are counted where the optimizer takes them, so with gradient accumulation, and not those
-    that a ``GradScaler`` skips. The count, and the generator of the new reflectors, which is the
-    same on every process that makes it with the same seed, are in :meth:`state_dict`: a run that
-    is stopped and resumed goes on with the same numbers.
+    Steps are counted where the optimizer is called, so with gradient accumulation, and not those
+    that a ``GradScaler`` skips, but for fused optimizers, which are called then as well. The count,
+    and the generator of the new reflectors, which is the same on every process that makes it with
+    the same seed, are in :meth:`state_dict`: a run that is stopped and resumed goes on with the
+    same numbers.
 
     Args:
         module: As for :func:`rebase_`. Not kept alive.
