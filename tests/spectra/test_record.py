@@ -29,7 +29,10 @@ class Exponential(Spectrum):
 
 
 def model(spectrum):
-    parametrized = parametrizations.svd(nn.Linear(3, 3), spectrum=spectrum)
+    with warnings.catch_warnings():
+        # Of the weight, which the bounds change.
+        warnings.simplefilter("ignore")
+        parametrized = parametrizations.svd(nn.Linear(3, 3), spectrum=spectrum)
     return nn.Sequential(SVDLinear(3, 3, spectrum=spectrum), parametrized)
 
 
