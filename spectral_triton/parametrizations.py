@@ -22,9 +22,9 @@ from spectral_triton.runtime.validation import (
 )
 from spectral_triton.spectra.record import SpectrumRecord
 from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.spectra.stacked import resolve_spectrum
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.parameters import parameters_from_dense, spectrum_values
-from spectral_triton.svd.weight import resolve_spectrum
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -35,7 +35,8 @@ from spectral_triton.recurrent.rnn import SpectralRNN
 from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
 from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.svd.weight import SVDWeight, resolve_spectrum
+from spectral_triton.spectra.stacked import resolve_spectrum
+from spectral_triton.svd.weight import SVDWeight
 
 Types = tuple[type[nn.Module], ...] | list[type[nn.Module]]
 Selection = type[nn.Module] | Types | Callable[[str, nn.Module], bool]

@@ -2,13 +2,13 @@ r"""A spectrum of its own for each of several stacked matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.spectra.spectrum import SigmoidSpectrum, Spectrum
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,24 @@ class StackedSpectrum:
         """Singular values, shape (matrices, p), of raw values of that shape."""
         rows = zip(self.spectra, raw.unbind(-2), strict=True)
         return torch.stack([spectrum(row) for spectrum, row in rows], -2)
+
+
+def resolve_spectrum(
+    spectrum: Spectrum | Sequence[Spectrum] | None, num_blocks: int | None = None
+) -> Spectrum | StackedSpectrum:
+    """The default for None; TypeError for anything but a spectrum, or one for each block."""
+    if spectrum is None:
+        return SigmoidSpectrum()
+    if num_blocks is not None and isinstance(spectrum, Sequence | StackedSpectrum):
+        stacked = StackedSpectrum(tuple(spectrum))
+        if len(stacked) != num_blocks:
+            raise ValueError(
+                f"spectrum must be one Spectrum or {num_blocks}, one per matrix, got {len(stacked)}"
+            )
+        return stacked
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(
+            "spectrum must be a Spectrum such as SigmoidSpectrum(center=1.0, margin=0.01), "
+            f"got {spectrum!r}"
+        )
+    return spectrum

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from spectral_triton import init as reflector_init
 from spectral_triton.runtime.cached import formed_once, is_cached
 from spectral_triton.runtime.computed_tensors import compute_tensors
-from spectral_triton.runtime.sharding import assign_, gathered, is_sharded
+from spectral_triton.runtime.sharding import assign_, gathered
 from spectral_triton.runtime.validation import (
     check_choice,
     check_dtype,
@@ -22,9 +21,8 @@ from spectral_triton.runtime.validation import (
     resolve_num_reflectors,
 )
 from spectral_triton.spectra.record import SpectrumRecord
-from spectral_triton.spectra.spectrum import SigmoidSpectrum, Spectrum
-from spectral_triton.spectra.stacked import StackedSpectrum
-from spectral_triton.svd.base import draw_base, draw_pairs_
+from spectral_triton.spectra.spectrum import Spectrum
+from spectral_triton.spectra.stacked import StackedSpectrum, resolve_spectrum
 from spectral_triton.svd.cached_svd import CachedSVD
 from spectral_triton.svd.frozen_core import frozen_core
 from spectral_triton.svd.operator import HouseholderSVD
@@ -33,6 +31,7 @@ from spectral_triton.svd.parameters import (
     parameters_from_sigma,
     spectrum_values,
 )
+from spectral_triton.svd.start import initial_raw, reset_reflectors_, reset_with_base_
 
 BASES = ("haar",)
 INITIALIZERS = ("haar", "identity", "henaff", "cayley")
@@ -148,9 +147,9 @@ class SVDWeight(SpectrumRecord):
         raw = self.raw_singular_values
         if isinstance(self.spectrum, StackedSpectrum) and raw is not None:
             for spectrum, row in zip(self.spectrum, raw, strict=True):
-                row.fill_(_initial_raw(spectrum))
+                row.fill_(initial_raw(spectrum))
         elif isinstance(self.spectrum, Spectrum) and raw is not None:
-            raw.fill_(_initial_raw(self.spectrum))
+            raw.fill_(initial_raw(self.spectrum))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -354,67 +353,3 @@ class SVDWeight(SpectrumRecord):
             for name, value in found._asdict().items()
             if value is not None
         }
-
-
-def resolve_spectrum(
-    spectrum: Spectrum | Sequence[Spectrum] | None, num_blocks: int | None = None
-) -> Spectrum | StackedSpectrum:
-    """The default for None; TypeError for anything but a spectrum, or one for each block."""
-    if spectrum is None:
-        return SigmoidSpectrum()
-    if num_blocks is not None and isinstance(spectrum, Sequence | StackedSpectrum):
-        stacked = StackedSpectrum(tuple(spectrum))
-        if len(stacked) != num_blocks:
-            raise ValueError(
-                f"spectrum must be one Spectrum or {num_blocks}, one per matrix, got {len(stacked)}"
-            )
-        return stacked
-    if not isinstance(spectrum, Spectrum):
-        raise TypeError(
-            "spectrum must be a Spectrum such as SigmoidSpectrum(center=1.0, margin=0.01), "
-            f"got {spectrum!r}"
-        )
-    return spectrum
-
-
-def reset_reflectors_(
-    left: Tensor, right: Tensor, signs: Tensor, init: str, generator: Generator | None = None
-) -> None:
-    """Draws reflectors by the initialiser called ``init``, none of them zero, and signs for it."""
-    given = left, right, signs
-    if is_sharded(left):
-        whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given]
-        reset_reflectors_(whole[0], whole[1], whole[2], init, generator)
-        for tensor, value in zip(given, whole, strict=True):
-            assign_(tensor, value)
-        return
-    if init == "haar":
-        reflector_init.haar_(left, generator=generator)
-        reflector_init.haar_(right, generator=generator)
-    else:
-        getattr(reflector_init, f"{init}_")(left, right, generator=generator)
-    signs.fill_(1)
-    reflector_init.flip_zero_rows_(left, right, signs)
-
-
-@torch.no_grad()
-def reset_with_base_(
-    given: tuple[Tensor, Tensor, Tensor, Tensor],
-    shape: Sequence[int],
-    init: str,
-    generator: Generator | None = None,
-) -> None:
-    """Draws left, right, U₀ and V₀ of matrices of ``shape`` so that W begins as ``init`` says."""
-    whole = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in given]
-    left, right = whole[:2]
-    bases = list(draw_base(shape, whole[2], init, generator))
-    draw_pairs_(left, bases[0], generator)
-    draw_pairs_(right, bases[1], generator)
-    for tensor, value in zip(given, (left, right, *bases), strict=True):
-        assign_(tensor, value)
-
-
-def _initial_raw(spectrum: Spectrum) -> float:
-    # On the CPU even where torch.device("meta") is the default, since a value is needed.
-    initial = torch.tensor([spectrum.initial], dtype=torch.float64, device="cpu")
-    return spectrum.inverse(initial).item()

@@ -16,7 +16,7 @@ from spectral_triton.spectra.spectrum import (
     SoftplusSpectrum,
     Spectrum,
 )
-from spectral_triton.svd.weight import INITIALIZERS, SVDWeight
+from spectral_triton.svd.weight import SVDWeight
 
 SPECTRA = [SigmoidSpectrum(), FixedSpectrum(2.0), SoftplusSpectrum(), SignedSpectrum(1.5)]
 # out_features, in_features, num_reflectors
@@ -42,34 +42,6 @@ def test_weight_is_what_the_parameters_say(size, spectrum):
     )
     x = torch.randn(3, n)
     torch.testing.assert_close(weight(x), x @ w.mT, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("init", INITIALIZERS)
-def test_every_start(init):
-    weight = SVDWeight(6, 5, init=init, spectrum=FixedSpectrum())
-    w = weight.to_dense()
-    torch.testing.assert_close(w.mT @ w, torch.eye(5), rtol=0, atol=1e-14)
-    blocks = torch.block_diag(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 1))
-    outside = w.masked_select(~blocks.bool())
-    if init == "identity":
-        torch.testing.assert_close(w, torch.eye(6, 5), rtol=0, atol=1e-14)
-    elif init == "haar":
-        assert outside.abs().max() > 0.1
-    else:
-        assert outside.abs().max() < 1e-14
-        assert (w[0, 1] + w[1, 0]).abs() < 1e-14 < w[0, 1].abs()
-
-
-def test_reset_is_reproducible_and_clears_everything():
-    weight = SVDWeight(4, 4, init="haar")
-    weight.reset_parameters(torch.Generator().manual_seed(5))
-    expected = copy.deepcopy(weight.state_dict())
-    with torch.no_grad():
-        for tensor in weight.state_dict().values():
-            tensor.fill_(float("nan"))
-    weight.reset_parameters(torch.Generator().manual_seed(5))
-    for name, tensor in weight.state_dict().items():
-        assert torch.equal(tensor, expected[name])
 
 
 def adamw(parameters):
@@ -368,22 +340,6 @@ def test_blocks_have_factors_of_their_own(size, spectrum):
                 weight.to_dense().pow(3).sum(), weight.get_parameter(name)
             )
             torch.testing.assert_close(actual[block], expected, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.parametrize("init", INITIALIZERS)
-def test_blocks_start_as_one_matrix_does(init):
-    options = {"num_blocks": 3, "init": init, "spectrum": FixedSpectrum()}
-    weight = SVDWeight(6, 5, **options)
-    w = weight.to_dense()
-    torch.testing.assert_close(w.mT @ w, torch.eye(5).expand(3, 5, 5), rtol=0, atol=1e-14)
-    if init == "identity":
-        torch.testing.assert_close(w, torch.eye(6, 5).expand(3, 6, 5), rtol=0, atol=1e-14)
-    else:
-        assert (w[0] - w[1]).abs().max() > 0.1
-        assert (w[1] - w[2]).abs().max() > 0.1
-    assert (weight.left[0] != weight.left[1]).any()
-    few = SVDWeight(6, 5, num_reflectors=(1, 2), **options).to_dense()
-    torch.testing.assert_close(few.mT @ few, torch.eye(5).expand(3, 5, 5), rtol=0, atol=1e-14)
 
 
 def test_blocks_take_dense_matrices():
