@@ -22,6 +22,7 @@ from spectral_triton import (
     convert,
     lipschitz_constant,
     parametrizations,
+    rebase_,
 )
 from spectral_triton.analysis.spectra import spectra
 
@@ -34,11 +35,12 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = SVDLinear(6, 10, num_reflectors=3)
+        self.middle = SVDLinear(10, 10, num_reflectors=2, base="haar")
         self.rnn = SpectralRNN(10, 9, num_reflectors=3, nonlinearity="modrelu")
         self.head = parametrizations.svd(nn.Linear(9, 5))
 
     def forward(self, x):
-        return self.head(self.rnn(self.encoder(x))[0][-1])
+        return self.head(self.rnn(self.middle(self.encoder(x)))[0][-1])
 
 
 def build():
@@ -86,7 +88,7 @@ def gradients(model):
 
 def shard(model):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for part in (model.encoder, model.rnn, model.head, model):
+    for part in (model.encoder, model.middle, model.rnn, model.head, model):
         fully_shard(part, mesh=mesh)
     return model
 
@@ -137,6 +139,7 @@ def main(folder):
     results["gradients"] = gradients(model)
     results["read"] = {
         "linear": model.encoder.weight.detach(),
+        "with a base": model.middle.weight.detach(),
         "bias": model.encoder.to_linear().bias.detach(),
         "singular_values": model.rnn.singular_values().detach(),
         "sign": model.rnn.factors().slogdet().sign,
@@ -145,7 +148,12 @@ def main(folder):
         "spectrum": spectra(model)["head.weight"],
     }
     results["refused"] = []
-    for refused in (bake, convert, lambda part: parametrizations.remove_svd(part.head)):
+    for refused in (
+        bake,
+        convert,
+        rebase_,
+        lambda part: parametrizations.remove_svd(part.head),
+    ):
         try:
             refused(model)
         except ValueError as error:

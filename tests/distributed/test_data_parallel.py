@@ -64,9 +64,13 @@ def test_two_processes_train_to_the_weights_of_one(way, one, two, program):
     moved = [
         (value - start[name]).abs().max()
         for name, value in one.state_dict().items()
-        if not name.endswith("signs")
+        if not name.endswith(("signs", "_base"))
     ]
     assert min(moved) > 1e-3
+    for side in ("left_base", "right_base"):
+        torch.testing.assert_close(
+            two[way][f"middle.svd.{side}"], start[f"middle.svd.{side}"], rtol=0, atol=0
+        )
     # Where a gradient is tiny AdamW makes much of its rounding.
     assert_same(two[way], one.state_dict(), atol=1e-9)
 
@@ -74,6 +78,7 @@ def test_two_processes_train_to_the_weights_of_one(way, one, two, program):
 def test_parameters_were_sharded(two):
     assert two["rows"]["rnn.svd_hh_l0.left"] == (3, 2)
     assert two["rows"]["rnn.weight_ih_l0"] == (9, 5)
+    assert two["rows"]["middle.svd.left_base"] == (10, 5)
     # Blocks come first in a parametrised tensor, and there is one.
     assert two["rows"]["head.parametrizations.weight.original0"] == (1, 1)
 
@@ -100,6 +105,7 @@ def test_sharded_checkpoint_continues_in_one_process(folder, two, one, program):
 def test_factors_are_whole_outside_of_forward(one, two):
     expected = {
         "linear": one.encoder.weight,
+        "with a base": one.middle.weight,
         "bias": one.encoder.bias,
         "singular_values": one.rnn.singular_values(),
         "sign": one.rnn.factors().slogdet().sign,
@@ -113,7 +119,7 @@ def test_factors_are_whole_outside_of_forward(one, two):
 
 
 def test_what_sharded_modules_cannot_do_is_refused(two):
-    assert len(two["refused"]) == 3
+    assert len(two["refused"]) == 4
     assert all(
         "is sharded by fully_shard: gather its state dict" in text for text in two["refused"]
     )

@@ -214,6 +214,34 @@ def test_cached_and_vmapped():
     torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
 
 
+@pytest.mark.parametrize("trained", [True, False], ids=["σ trained", "σ frozen"])
+def test_compiles_and_exports_with_any_batch(trained):
+    layer = SVDLinear(6, 4, num_reflectors=2, base="haar")
+    layer.svd.raw_singular_values.requires_grad_(trained)
+    leaves = [p for p in layer.parameters() if p.requires_grad]
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    program = torch.export.export(
+        layer, (torch.randn(3, 6),), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},)
+    ).module()
+    for size in (3, 50):
+        x = torch.randn(size, 6)
+        y = layer(x)
+        torch.testing.assert_close(program(x), y, rtol=0, atol=1e-13)
+        torch.testing.assert_close(compiled(x), y, rtol=0, atol=1e-13)
+        ours = torch.autograd.grad(compiled(x).square().sum(), leaves)
+        theirs = torch.autograd.grad(y.square().sum(), leaves)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_ensembles_by_vmap():
+    layers = [SVDLinear(5, 4, num_reflectors=2, base="haar") for _ in range(3)]
+    state = torch.func.stack_module_state(layers)
+    x = torch.randn(7, 5)
+    y = torch.vmap(lambda *s: torch.func.functional_call(layers[0], s, (x,)))(*state)
+    expected = torch.stack([layer(x) for layer in layers])
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+
+
 def test_a_recurrence_with_a_base_is_that_of_the_dense_matrix():
     rnn = SpectralRNN(3, 80, num_reflectors=2, base="haar", spectrum=FixedSpectrum(), init="haar")
     x = torch.randn(6, 2, 3)
