@@ -6,8 +6,20 @@ import importlib.util
 
 import typer
 
+from spectral_triton.experiments.former_names import current_task
+
 EXTRA = "pip install 'spectral-triton[experiments]'"
+TASKS = ("adding", "copying", "sequential-mnist", "ptb", "ucr")
+"""What can be trained; the tasks themselves import torch, which takes long."""
 PACKAGES = ("filelock", "matplotlib", "pooch", "rich", "tensorboard")
+
+
+def task_name(text: str) -> str:
+    """One of ``TASKS``, given by its name or by a former one."""
+    name = current_task(text)
+    if name not in TASKS:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(TASKS)}")
+    return name
 
 
 def listed(values: list[str]) -> list[str]:
@@ -34,7 +46,7 @@ def reflector_counts(text: str) -> tuple[int, int] | None:
         return None
     parts = text.split(",")
     if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise typer.BadParameter(f"--reflectors takes K, LEFT,RIGHT or full, not {text!r}")
+        raise typer.BadParameter(f"--num-reflectors takes K, LEFT,RIGHT or full, not {text!r}")
     return int(parts[0]), int(parts[-1])
 
 

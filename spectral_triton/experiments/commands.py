@@ -5,16 +5,17 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spectral_triton.experiments.arguments import (
+    TASKS,
     listed,
     reflector_counts,
     require_packages,
+    task_name,
     whole_numbers,
 )
 from spectral_triton.experiments.reproduce_command import reproduce
@@ -28,16 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(reproduce)
-
-
-class TaskName(str, Enum):
-    """What can be trained."""
-
-    adding = "adding"
-    copying = "copying"
-    pixel_mnist = "pixel-mnist"
-    ptb = "ptb"
-    ucr = "ucr"
 
 
 def _print_version(wanted: bool) -> None:
@@ -75,7 +66,12 @@ def print_backend_report() -> None:
 
 @app.command()
 def train(
-    task: Annotated[TaskName, typer.Argument(help="What to learn.", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help=f"What to learn: {', '.join(TASKS)}.", parser=task_name, metavar="TASK"
+        ),
+    ],
     dataset: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Data set of ucr, such as CBF.")
     ] = None,
@@ -97,10 +93,14 @@ def train(
         int | None, typer.Option(help="adding, copying: steps to remember over. (default 200)")
     ] = None,
     rows: Annotated[
-        bool | None, typer.Option("--rows", help="pixel-mnist: 28 steps of one row.")
+        bool | None, typer.Option("--rows", help="sequential-mnist: 28 steps of one row.")
     ] = None,
     permuted: Annotated[
-        bool | None, typer.Option("--permuted", help="pixel-mnist: one fixed shuffle of pixels.")
+        bool | None,
+        typer.Option(
+            "--permuted",
+            help="sequential-mnist: permuted MNIST, the pixels in another fixed order.",
+        ),
     ] = None,
     window: Annotated[
         int | None, typer.Option(help="ptb: words that gradients flow through. (default 35)")
@@ -115,8 +115,10 @@ def train(
     hidden_size: Annotated[
         int | None, typer.Option("--hidden-size", "--hidden", help="Hidden units.")
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Stacked layers.")] = None,
-    reflectors: Annotated[
+    num_layers: Annotated[
+        int | None, typer.Option("--num-layers", "--layers", help="Stacked layers.")
+    ] = None,
+    num_reflectors: Annotated[
         str | None,
         typer.Option(
             "--num-reflectors",
@@ -146,17 +148,17 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data, instead.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Sequences in a batch.")] = None,
-    learning_rate: Annotated[
+    lr: Annotated[
         float | None,
         typer.Option(
-            "--learning-rate", "--lr", help="Learning rate; the others follow in proportion."
+            "--lr", "--learning-rate", help="Learning rate; the others follow in proportion."
         ),
     ] = None,
-    reflector_rate: Annotated[
+    reflectors_lr: Annotated[
         float | None,
         typer.Option("--reflectors-lr", "--lr-reflectors", help="Learning rate of the reflectors."),
     ] = None,
-    sigma_rate: Annotated[
+    singular_values_lr: Annotated[
         float | None,
         typer.Option(
             "--singular-values-lr", "--lr-sigma", help="Learning rate of the raw singular values."
@@ -221,7 +223,7 @@ def train(
     )
     overrides = _given(
         hidden_size=hidden_size,
-        layers=layers,
+        num_layers=num_layers,
         rebase=rebase,
         margin=margin,
         nonlinearity=nonlinearity,
@@ -230,9 +232,9 @@ def train(
         steps=steps,
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=learning_rate,
-        reflector_rate=reflector_rate,
-        sigma_rate=sigma_rate,
+        lr=lr,
+        reflectors_lr=reflectors_lr,
+        singular_values_lr=singular_values_lr,
         schedule=schedule,
         weight_decay=weight_decay,
         clip=clip,
@@ -240,16 +242,16 @@ def train(
     )
     hardware = _given(device=device, dtype=dtype, threads=threads)
     try:
-        if reflectors is not None:
-            overrides["num_reflectors"] = reflector_counts(reflectors)
+        if num_reflectors is not None:
+            overrides["num_reflectors"] = reflector_counts(num_reflectors)
         models = listed(model) if model else None
         seeds = whole_numbers(seed) if seed else None
         if resume and output is None:
             raise typer.BadParameter("--resume needs the --output of the runs to continue")
-        kept = _kept(output, task.value) if resume and output is not None else {}
-        configs = _configs(task.value, models, seeds, options, overrides, hardware, kept)
+        kept = _kept(output, task) if resume and output is not None else {}
+        configs = _configs(task, models, seeds, options, overrides, hardware, kept)
         if output is None:
-            output = _default_output(task.value, dataset)
+            output = _default_output(task, dataset)
         if mirror is not None and not download:
             raise typer.BadParameter("--mirror is of no use without --download")
         _run(configs, output, data_dir, download, mirror, resume=resume, quiet=quiet)

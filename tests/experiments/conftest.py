@@ -29,7 +29,7 @@ def no_environment(monkeypatch):
 
 
 @pytest.fixture
-def tiny_digits(tmp_path, monkeypatch):
+def tiny_mnist(tmp_path, monkeypatch):
     """A folder with 36 + 10 digits of 4 x 3 pixels, and their checksums in place of MNIST's."""
     generator = torch.Generator().manual_seed(1)
     folder = tmp_path / "data" / "mnist"
@@ -140,7 +140,7 @@ def tiny_study(monkeypatch):
     monkeypatch.setattr(adding, "EVALUATION_BATCH", 4)
 
     def make(**changes):
-        candidates = ({"learning_rate": 1e-3}, {"learning_rate": 1e-2})
+        candidates = ({"lr": 1e-3}, {"lr": 1e-2})
         fields = {
             "name": "tiny",
             "title": "Tiny sums",

@@ -24,5 +24,5 @@ def test_reflector_counts(text, counts):
 
 @pytest.mark.parametrize("text", ["", "a", "1,2,3", "-1"])
 def test_bad_reflector_counts(text):
-    with pytest.raises(typer.BadParameter, match="--reflectors takes K, LEFT,RIGHT or full"):
+    with pytest.raises(typer.BadParameter, match="--num-reflectors takes K, LEFT,RIGHT or full"):
         reflector_counts(text)

@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from spectral_triton.experiments import commands
+from spectral_triton.experiments import commands, former_names
 from spectral_triton.experiments.tasks import adding
 from spectral_triton.experiments.tasks.storage import ENVIRONMENT_VARIABLE
 
@@ -147,10 +147,18 @@ def test_a_data_set_in_small_letters_is_told_its_name(invoke, tmp_path):
     ("option", "field", "value"),
     [
         ("--hidden-size", "hidden_size", 3),
+        ("--num-layers", "num_layers", 2),
         ("--num-reflectors", "num_reflectors", [2, 2]),
-        ("--learning-rate", "learning_rate", 0.5),
-        ("--reflectors-lr", "reflector_rate", 0.25),
-        ("--singular-values-lr", "sigma_rate", 0.125),
+        ("--lr", "lr", 0.5),
+        ("--reflectors-lr", "reflectors_lr", 0.25),
+        ("--singular-values-lr", "singular_values_lr", 0.125),
+        # Former spellings.
+        ("--hidden", "hidden_size", 3),
+        ("--layers", "num_layers", 2),
+        ("--reflectors", "num_reflectors", [2, 2]),
+        ("--learning-rate", "lr", 0.5),
+        ("--lr-reflectors", "reflectors_lr", 0.25),
+        ("--lr-sigma", "singular_values_lr", 0.125),
     ],
 )
 def test_options_are_called_as_in_python(invoke, tmp_path, option, field, value):
@@ -197,9 +205,9 @@ def test_interruption_says_how_to_continue(invoke, monkeypatch):
         (["adding", "--length", "1"], "--length must be at least 2, not 1"),
         (["adding", "--length", "x"], "Invalid value for '--length'"),
         (["adding", "--hidden", "0"], "hidden_size must be at least 1, not 0"),
-        (["adding", "--lr", "-1"], "learning_rate must be a positive number, not -1"),
-        (["adding", "--reflectors", "a"], "--reflectors takes K, LEFT,RIGHT or full, not 'a'"),
-        (["adding", "--reflectors", "1,2,3"], "--reflectors takes"),
+        (["adding", "--lr", "-1"], "lr must be a positive number, not -1"),
+        (["adding", "--reflectors", "a"], "--num-reflectors takes K, LEFT,RIGHT or full, not 'a'"),
+        (["adding", "--reflectors", "1,2,3"], "--num-reflectors takes"),
         (["adding", "--reflectors", "99"], "from 0 to the hidden size 64, not 99"),
         (["adding", "--model", "lstm", "--margin", "0.1"], "margin has no meaning for lstm"),
         (["adding", "--margin", "0"], "use --model orthogonal"),
@@ -215,7 +223,7 @@ def test_interruption_says_how_to_continue(invoke, monkeypatch):
         (["adding", "--output", "file"], "--output file is not a folder"),
         (["ucr"], "ucr needs the name of a data set"),
         (["ucr", "../x"], "is not the name of a UCR data set"),
-        (["pixel-mnist", "--rows", "--permuted"], "do not go together"),
+        (["sequential-mnist", "--rows", "--permuted"], "do not go together"),
     ],
 )
 def test_bad_options_are_explained(invoke, tmp_path, arguments, message):
@@ -229,7 +237,7 @@ def test_bad_options_are_explained(invoke, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "files"),
     [
-        (["pixel-mnist"], "train-images-idx3-ubyte (or train-images-idx3-ubyte.gz)"),
+        (["sequential-mnist"], "train-images-idx3-ubyte (or train-images-idx3-ubyte.gz)"),
         (["ptb"], "ptb.train.txt"),
         (["ucr", "CBF"], "CBF_TRAIN.tsv"),
     ],
@@ -259,3 +267,21 @@ def test_info_prints_the_backend_report(invoke, monkeypatch):
     monkeypatch.setattr(spectral_triton, "backend_info", lambda: "a report", raising=False)
     result = invoke("info")
     assert (result.exit_code, result.stdout) == (0, "a report\n")
+
+
+def test_a_run_saved_under_former_names_is_continued(invoke, tmp_path):
+    assert invoke("train", "adding", *QUICK, "-o", "run").exit_code == 0
+    path = tmp_path / "run" / "spectral-seed0" / "config.json"
+    kept = json.loads(path.read_text())
+    former = {new: old for old, new in former_names.SETTINGS.items()}
+    path.write_text(json.dumps({former.get(name, name): kept[name] for name in kept}))
+    assert invoke("train", "adding", "--resume", "-o", "run").exit_code == 0
+    refused = invoke("train", "adding", "--resume", "--lr", "0.5", "-o", "run")
+    assert (refused.exit_code, "lr is 0.005 there and 0.5 here" in refused.text) == (2, True)
+
+
+def test_a_task_is_known_by_its_former_name(invoke):
+    result = invoke("train", "pixel-mnist", "--rows", "--permuted")
+    assert "do not go together" in result.text
+    unknown = invoke("train", "mnist")
+    assert (unknown.exit_code, "'mnist' is not one of adding" in unknown.text) == (2, True)

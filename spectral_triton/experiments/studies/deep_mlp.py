@@ -20,7 +20,7 @@ from spectral_triton.experiments.studies.investigation import (
     Surroundings,
 )
 from spectral_triton.experiments.studies.markdown import spread, table
-from spectral_triton.experiments.tasks.mnist import CLASSES, read_digits
+from spectral_triton.experiments.tasks.mnist import CLASSES, read_mnist
 from spectral_triton.experiments.tasks.task import generator_for, shuffled_indices
 from spectral_triton.experiments.training.optimizer import descend
 
@@ -109,7 +109,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains one network, at most to a gradient that is not finite, and tests it."""
     device = surroundings.device
-    digits = _digits(surroundings.data, device)
+    digits = _mnist(surroundings.data, device)
     images, labels = digits["train"]
     torch.manual_seed(seed)
     model = DeepMLP(kind, depth, images.shape[1], width, reflectors).to(device)
@@ -139,14 +139,14 @@ def train(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": steps,
         "batch_size": BATCH,
-        "learning_rate": RATES[kind],
+        "lr": RATES[kind],
         "seconds": time.perf_counter() - start,
     }
 
 
 @lru_cache(maxsize=1)
-def _digits(data: DataFolder, device: str) -> dict[str, tuple[Tensor, Tensor]]:
-    digits = read_digits(data)
+def _mnist(data: DataFolder, device: str) -> dict[str, tuple[Tensor, Tensor]]:
+    digits = read_mnist(data)
     classes = int(digits["train"].labels.max()) + 1
     if classes > CLASSES:
         raise DataError(f"deep-mlp is for {CLASSES} classes, the data has {classes}")

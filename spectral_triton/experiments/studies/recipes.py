@@ -1,6 +1,6 @@
 """The stored reproductions, with the settings they were found to work with and what they cost.
 
-Costs were measured on one core of an AMD EPYC server, those of digits of an Intel Xeon, and are
+Costs were measured on one core of an AMD EPYC server, those of MNIST of an Intel Xeon, and are
 printed before anything runs.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from spectral_triton.experiments import former_names
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.studies.deep_mlp import DeepMLPStudy
 from spectral_triton.experiments.studies.gradient_study import GradientStudy
@@ -19,11 +20,9 @@ from spectral_triton.experiments.studies.sensitivity import Sensitivity
 from spectral_triton.experiments.studies.study import Study
 from spectral_triton.experiments.studies.theory import Theory
 
-RATES = ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}, {"learning_rate": 1e-2})
+RATES = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})
 # Of weights without bounds that are multiplied 784 times.
-LOW_RATES: tuple[Mapping[str, Any], ...] = tuple(
-    {"learning_rate": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4)
-)
+LOW_RATES: tuple[Mapping[str, Any], ...] = tuple({"lr": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4))
 SUMMING: Mapping[str, Any] = {"init": "identity", "nonlinearity": "relu"}
 TURNING: Mapping[str, Any] = {"init": "cayley", "nonlinearity": "leaky_relu"}
 
@@ -85,8 +84,7 @@ def _copying(length: int, steps: int) -> Study:
         task="copying",
         cases={"": Case({"length": length}, length + 20)},
         recipes={
-            model: Recipe({"learning_rate": rates.get(model, 3e-3)}, cost[model], RATES)
-            for model in cost
+            model: Recipe({"lr": rates.get(model, 3e-3)}, cost[model], RATES) for model in cost
         },
         steps=steps,
         goal=Goal("recall", 0.99, higher_is_better=True),
@@ -96,20 +94,20 @@ def _copying(length: int, steps: int) -> Study:
 
 
 PAPER = "arXiv 1803.09327"
-DIGITS = (
+SEQUENTIAL = (
     Published("Spectral-RNN, 128 units, 16 + 16 reflectors", "97.7 %", PAPER),
     Published("oRNN, 256 units", "97.2 %", PAPER),
     Published("RNN", "94.1 %", PAPER),
     Published("LSTM", "97.3 %", PAPER),
     Published("orthogonal RNN, 170 units", "98.5 %", "GeoTorch's example"),
 )
-# Ahead of the others after two epochs: shuffled, and with planes enough to turn also in order.
-PLANES = {"init": "cayley", "nonlinearity": "modrelu", "learning_rate": 1e-3}
-FEW_PLANES = {**PLANES, "learning_rate": 3e-3}
-SHUFFLED = (Published("relatives with orthogonal weights", "95.2 %", "their papers"),)
+# Ahead of the others after two epochs: permuted, and with planes enough to turn also in order.
+PLANES = {"init": "cayley", "nonlinearity": "modrelu", "lr": 1e-3}
+FEW_PLANES = {**PLANES, "lr": 3e-3}
+PERMUTED = (Published("relatives with orthogonal weights", "95.2 %", "their papers"),)
 
 
-def _digits(
+def _mnist(
     name: str,
     epochs: int,
     batch_size: int,
@@ -121,14 +119,14 @@ def _digits(
     **common: Any,
 ) -> Study:
     cost = {"spectral": 105, "orthogonal": 105, "rnn": 135, "irnn": 120, "lstm": 430}
-    order = "pixels shuffled" if permuted else "one pixel at a time"
+    order = "Permuted MNIST" if permuted else "Sequential MNIST"
     larger = {"batch_size": 2 * batch_size}
     variants: dict[str, tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]] = {
         "spectral": (found, SUMMING, TURNING),
         "orthogonal": (found, SUMMING, TURNING),
         "rnn": ({}, {}, {"nonlinearity": "relu"}),
         # With higher rates the first steps are enough for 784 of them to overflow.
-        "irnn": ({"learning_rate": 1e-5}, {}, larger),
+        "irnn": ({"lr": 1e-5}, {}, larger),
         "lstm": ({}, {}, larger),
     }
     lower = {
@@ -139,8 +137,8 @@ def _digits(
     }
     return Study(
         name=name,
-        title=", ".join(filter(None, ("Digits", order, size, f"{epochs} epochs"))),
-        task="pixel-mnist",
+        title=", ".join(filter(None, (order, size, f"{epochs} epochs"))),
+        task="sequential-mnist",
         cases={"": Case({"permuted": permuted}, 784)},
         recipes={
             model: Recipe(
@@ -160,7 +158,7 @@ def _digits(
             **common,
         },
         steps=epochs * 55000 // batch_size,
-        published=SHUFFLED if permuted else DIGITS,
+        published=PERMUTED if permuted else SEQUENTIAL,
         search=Search(steps=400, evaluations=2),
     )
 
@@ -188,7 +186,7 @@ def _treebank(
         cases={"": Case({}, 35)},
         recipes={
             model: Recipe(
-                {"hidden_size": size, "layers": layers, **found.get(model, {})},
+                {"hidden_size": size, "num_layers": layers, **found.get(model, {})},
                 cost[model] * layers,
                 RATES,
             )
@@ -215,7 +213,7 @@ def _archive() -> Study:
         cases={name: Case({"dataset": name}, length) for name, length in UCR_LENGTHS.items()},
         recipes={
             model: Recipe(
-                {"learning_rate": 1e-2},
+                {"lr": 1e-2},
                 cost[model],
                 (*RATES, *({**variant, **rate} for rate in RATES)),
             )
@@ -234,19 +232,19 @@ STUDIES = (
     _copying(200, 4000),
     _copying(500, 6000),
     _copying(1000, 10000),
-    _digits("pixel-mnist-short", 4, 100),
-    _digits("pixel-mnist", 25, 50),
-    _digits(
-        "pixel-mnist-64",
+    _mnist("sequential-mnist-short", 4, 100),
+    _mnist("sequential-mnist", 25, 50),
+    _mnist(
+        "sequential-mnist-64",
         25,
         50,
         found=PLANES,
         size="64 + 64 reflectors",
         num_reflectors=(64, 64),
     ),
-    _digits("pixel-mnist-permuted", 25, 50, permuted=True, found=FEW_PLANES),
-    _digits(
-        "pixel-mnist-permuted-64",
+    _mnist("permuted-mnist", 25, 50, permuted=True, found=FEW_PLANES),
+    _mnist(
+        "permuted-mnist-64",
         25,
         50,
         permuted=True,
@@ -254,8 +252,8 @@ STUDIES = (
         size="64 + 64 reflectors",
         num_reflectors=(64, 64),
     ),
-    _digits(
-        "pixel-mnist-permuted-170",
+    _mnist(
+        "permuted-mnist-170",
         25,
         50,
         permuted=True,
@@ -273,9 +271,9 @@ STUDIES = (
         epochs=4,
         search_steps=664,
         found={
-            "spectral": {"learning_rate": 1e-2},
-            "lstm": {"learning_rate": 1e-2},
-            "spectral-lstm": {"learning_rate": 1e-2, "num_reflectors": (64, 64)},
+            "spectral": {"lr": 1e-2},
+            "lstm": {"lr": 1e-2},
+            "spectral-lstm": {"lr": 1e-2, "num_reflectors": (64, 64)},
         },
         dropout=0.3,
     ),
@@ -292,13 +290,14 @@ REPRODUCTIONS: dict[str, Reproduction] = {
 
 
 def find(name: str) -> list[Reproduction]:
-    """The reproduction called ``name``, or every one for ``"all"``.
+    """The reproduction called ``name``, now or formerly, or every one for ``"all"``.
 
     Raises:
         UsageError: if there is none of that name.
     """
     if name == "all":
         return list(REPRODUCTIONS.values())
+    name = former_names.REPRODUCTIONS.get(name, name)
     if name not in REPRODUCTIONS:
         raise UsageError(f"no reproduction {name!r}: choose from {', '.join(REPRODUCTIONS)}, all")
     return [REPRODUCTIONS[name]]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spectral_triton.experiments.errors import DataError
+from spectral_triton.experiments.former_names import current_result
 from spectral_triton.experiments.studies.plan import RECORD, SEARCH, Goal, Plan
 from spectral_triton.experiments.training.checkpoint import write_text
 from spectral_triton.experiments.training.run_folder import RunFolder
@@ -55,7 +56,7 @@ def _place(result: Result) -> tuple[Any, ...]:
 def _result(study: Plan, run: RunFolder, place: Path) -> Result:
     parts = [part for part in place.parts if part != SEARCH]
     record = run.read_json(run.path / RECORD) or {}
-    config = run.read_json(run.config_file) or {}
+    config = run.config() or {}
     summary = run.read_json(run.summary_file)
     metrics = run.metrics()
     metric = record["metric"]["name"]
@@ -107,7 +108,7 @@ def read_results(path: Path, place: Callable[[Result], object] = _place) -> list
             place(result)
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged: line {number}: {error}") from error
-        results.append(result)
+        results.append(current_result(result))
     return results
 
 

@@ -28,26 +28,26 @@ BASE: Mapping[str, Any] = {
     "num_reflectors": 16,
     "nonlinearity": "leaky_relu",
     "init": "cayley",
-    "reflector_rate": 8,
-    "sigma_rate": 5,
+    "reflectors_lr": 8,
+    "singular_values_lr": 5,
 }
-"""The settings of the task; ``reflector_rate`` and ``sigma_rate`` count in rates of the rest."""
+"""The settings of the task; ``reflectors_lr`` and ``singular_values_lr`` count in ``lr``."""
 
 LEVELS: Mapping[str, tuple[Any, ...]] = {
     "margin": (0.001, 0.01, 0.02, 0.1, 0.5),
     "num_reflectors": (1, 2, 4, 8, 16, 32, 64),
     "nonlinearity": ("tanh", "relu", "leaky_relu", "identity", "modrelu"),
     "init": ("identity", "haar", "henaff", "cayley"),
-    "reflector_rate": (0.125, 1, 8, 64, 512),
-    "sigma_rate": (0.2, 1, 5, 25, 125),
+    "reflectors_lr": (0.125, 1, 8, 64, 512),
+    "singular_values_lr": (0.2, 1, 5, 25, 125),
 }
 LABELS = {
     "margin": "margin r",
     "num_reflectors": "reflectors of U and of V, n = 64",
     "nonlinearity": "nonlinearity",
     "init": "start of W",
-    "reflector_rate": "learning rate of reflectors over that of the rest",
-    "sigma_rate": "learning rate of σ̂ over that of the rest",
+    "reflectors_lr": "learning rate of reflectors over that of the rest",
+    "singular_values_lr": "learning rate of σ̂ over that of the rest",
 }
 ALL_ALIKE = "base"
 
@@ -66,9 +66,9 @@ def learn(
     overrides = {
         **sizes,
         "steps": steps,
-        "learning_rate": RATE,
-        "reflector_rate": RATE * chosen["reflector_rate"],
-        "sigma_rate": RATE * chosen["sigma_rate"],
+        "lr": RATE,
+        "reflectors_lr": RATE * chosen["reflectors_lr"],
+        "singular_values_lr": RATE * chosen["singular_values_lr"],
         "num_reflectors": (chosen["num_reflectors"],) * 2,
         **{name: chosen[name] for name in ("margin", "nonlinearity", "init")},
     }

@@ -28,7 +28,7 @@ from spectral_triton.experiments.studies.investigation import (
 )
 from spectral_triton.experiments.studies.markdown import table
 from spectral_triton.experiments.tasks.classification import LabelledSequences
-from spectral_triton.experiments.tasks.mnist import PixelMNIST, read_digits
+from spectral_triton.experiments.tasks.mnist import SequentialMNIST, read_mnist
 from spectral_triton.experiments.training.config import make_config
 from spectral_triton.experiments.training.model import SequenceModel
 from spectral_triton.experiments.training.short_run import short_run
@@ -87,19 +87,19 @@ def stretch(
 def generalize(
     model: str, samples: int, surroundings: Surroundings, *, steps: int = STEPS, **sizes: Any
 ) -> dict[str, Any]:
-    """The gap of a classifier of digits read row by row, and every term of the order."""
+    """The gap of a classifier of MNIST read row by row, and every term of the order."""
     config = make_config(
-        "pixel-mnist",
+        "sequential-mnist",
         model,
         options={"rows": True},
         overrides={"steps": steps, **sizes},
         seed=SEED,
         device=surroundings.device,
     )
-    digits = read_digits(surroundings.data)
+    digits = read_mnist(surroundings.data)
     order = torch.randperm(len(digits["train"]), generator=torch.Generator().manual_seed(SEED))
     train, _ = digits["train"].split(order, len(order) - samples)
-    task = PixelMNIST(
+    task = SequentialMNIST(
         {"train": digits["train"], "test": digits["test"]},
         config.settings.batch_size,
         rows=True,
@@ -137,7 +137,7 @@ def generalize(
 
 @torch.no_grad()
 def _margins(
-    model: SequenceModel, task: PixelMNIST, data: LabelledSequences, device: str
+    model: SequenceModel, task: SequentialMNIST, data: LabelledSequences, device: str
 ) -> torch.Tensor:
     model.eval()
     parts = []

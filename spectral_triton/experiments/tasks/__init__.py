@@ -1,1 +1,1 @@
-"""What networks are trained on: adding, copying, digits, words and time series."""
+"""What networks are trained on: adding, copying, MNIST, words and time series."""

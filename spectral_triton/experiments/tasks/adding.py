@@ -66,9 +66,7 @@ class Adding(Task):
         if model not in SPECTRAL_MODELS:
             # At 5e-3 an LSTM stays at the baseline for 3,500 steps; at 1e-2 it leaves it.
             rate = 1e-2 if model in GATED_MODELS else 1e-3
-            return Settings(
-                steps=steps, learning_rate=rate, reflector_rate=rate, sigma_rate=5 * rate
-            )
+            return Settings(steps=steps, lr=rate, reflectors_lr=rate, singular_values_lr=5 * rate)
         rate = 5e-3 if length <= 200 else 3e-3
         return Settings(
             steps=steps,
@@ -77,10 +75,10 @@ class Adding(Task):
             init="cayley",
             # A gradient may grow by (1 + margin)^T, so a longer memory needs a narrower band.
             margin=min(0.02, 4 / length),
-            learning_rate=rate,
+            lr=rate,
             # Not critical: over T = 50, from 1 to 64 times the rate of the rest are level.
-            reflector_rate=8 * rate,
-            sigma_rate=5 * rate,
+            reflectors_lr=8 * rate,
+            singular_values_lr=5 * rate,
         )
 
     @classmethod

@@ -75,11 +75,11 @@ class Copying(Task):
             num_reflectors=(64, 64),
             nonlinearity="identity",
             init="cayley",
-            learning_rate=3e-3,
+            lr=3e-3,
             # The rotations have to be arranged among each other: in 2,000 steps 99.9 % of the
             # symbols are recalled, 93 % with a rate of 1e-2 and 89 % with that of the rest.
-            reflector_rate=3e-2,
-            sigma_rate=1.5e-2,
+            reflectors_lr=3e-2,
+            singular_values_lr=1.5e-2,
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""MNIST digits read pixel by pixel or row by row."""
+"""Sequential and permuted MNIST: images read pixel by pixel, or row by row."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ CLASSES = 10
 
 VALIDATION_SHARE = 12
 """One in twelve training digits is held out: 5,000 of 60,000."""
+
+# A former name of the task: another would draw another permutation than that of the reports.
+STREAM = "pixel-mnist"
 
 UNSIGNED_BYTE = 8
 
@@ -91,7 +94,7 @@ def names_of(name: str, data: DataFolder) -> list[str]:
     return [*plain, *names]
 
 
-def read_digits(data: DataFolder) -> dict[str, LabelledSequences]:
+def read_mnist(data: DataFolder) -> dict[str, LabelledSequences]:
     """Training and test images (N, rows, columns) of uint8 and labels (N,).
 
     Of MNIST, or of another set in the same form, such as Fashion-MNIST, KMNIST and EMNIST.
@@ -143,15 +146,15 @@ def read_digits(data: DataFolder) -> dict[str, LabelledSequences]:
     return splits
 
 
-class PixelMNIST(SequenceClassification):
-    """Digits as 784 steps of one pixel, or 28 steps of a row, scaled to [0, 1].
+class SequentialMNIST(SequenceClassification):
+    """Sequential MNIST: images as 784 steps of one pixel, or 28 of a row, scaled to [0, 1].
 
     Args:
         digits: Training and test images (N, rows, columns) of uint8 with their labels.
         batch_size: Digits in a batch.
         rows: One row of the image at each step instead of one pixel.
-        permuted: Shuffles the pixels of every image by one fixed permutation, the same for all
-            seeds.
+        permuted: Permuted MNIST: the pixels of every image in the order of one fixed permutation,
+            the same for all seeds.
         seed: Chooses the validation digits and the order of training.
         dtype: Of the inputs.
 
@@ -160,7 +163,7 @@ class PixelMNIST(SequenceClassification):
         units. 2015. https://arxiv.org/abs/1504.00941
     """
 
-    name = "pixel-mnist"
+    name = "sequential-mnist"
     options: ClassVar[dict[str, Any]] = {"rows": False, "permuted": False}
 
     def __init__(
@@ -182,12 +185,12 @@ class PixelMNIST(SequenceClassification):
             )
             for split, labelled in digits.items()
         }
-        order = torch.randperm(count, generator=generator_for(seed, self.name, "validation"))
+        order = torch.randperm(count, generator=generator_for(seed, STREAM, "validation"))
         splits["train"], splits["validation"] = splits["train"].split(
             order, count // VALIDATION_SHARE
         )
         self.permutation = (
-            torch.randperm(height * width, generator=generator_for(0, self.name, "permutation"))
+            torch.randperm(height * width, generator=generator_for(0, STREAM, "permutation"))
             if permuted
             else None
         )
@@ -205,9 +208,9 @@ class PixelMNIST(SequenceClassification):
             epochs=3,
             hidden_size=128,
             batch_size=100,
-            learning_rate=2e-3,
-            reflector_rate=2e-3,
-            sigma_rate=1e-2,
+            lr=2e-3,
+            reflectors_lr=2e-3,
+            singular_values_lr=1e-2,
             evaluations=12,
         )
 
@@ -220,8 +223,8 @@ class PixelMNIST(SequenceClassification):
         seed: int,
         dtype: torch.dtype,
         data: DataFolder,
-    ) -> PixelMNIST:
-        digits = read_digits(data)
+    ) -> SequentialMNIST:
+        digits = read_mnist(data)
         return cls(digits, settings.batch_size, seed=seed, dtype=dtype, **options)
 
     def prepare(self, sequences: Tensor) -> Tensor:

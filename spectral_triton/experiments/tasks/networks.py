@@ -13,7 +13,7 @@ SETTINGS_OF_SOME = {
     "margin": WITH_MARGIN,
     "nonlinearity": (*SPECTRAL_MODELS, "rnn"),
     "init": WITH_FACTORS,
-    "reflector_rate": WITH_FACTORS,
-    "sigma_rate": WITH_MARGIN,
+    "reflectors_lr": WITH_FACTORS,
+    "singular_values_lr": WITH_MARGIN,
 }
 """Settings that only these models have a use for."""

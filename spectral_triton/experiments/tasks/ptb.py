@@ -207,9 +207,9 @@ class PennTreebank(Task):
             nonlinearity="tanh",
             init="haar",
             margin=0.5,
-            learning_rate=3e-3,
-            reflector_rate=3e-3,
-            sigma_rate=1.5e-2,
+            lr=3e-3,
+            reflectors_lr=3e-3,
+            singular_values_lr=1.5e-2,
             evaluations=12,
         )
 

@@ -15,7 +15,7 @@ class Settings:
     """Numbers of one run; a task supplies the defaults, the command line overrides them."""
 
     hidden_size: int = 64
-    layers: int = 1
+    num_layers: int = 1
     num_reflectors: tuple[int, int] | None = (16, 16)
     rebase: int | None = None
     margin: float = 0.01
@@ -25,16 +25,16 @@ class Settings:
     steps: int | None = None
     epochs: int | None = None
     batch_size: int = 50
-    learning_rate: float = 5e-3
-    reflector_rate: float = 5e-3
-    sigma_rate: float = 2.5e-2
+    lr: float = 5e-3
+    reflectors_lr: float = 5e-3
+    singular_values_lr: float = 2.5e-2
     weight_decay: float = 0.0
     clip: float = 1.0
     schedule: str = "cosine"
     evaluations: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "layers", "batch_size", "evaluations"):
+        for name in ("hidden_size", "num_layers", "batch_size", "evaluations"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("steps", "epochs"):
@@ -45,7 +45,7 @@ class Settings:
             raise UsageError(f"rebase must be at least 1, not {self.rebase}")
         if (self.steps is None) == (self.epochs is None):
             raise UsageError("give either steps or epochs, not both")
-        for name in ("learning_rate", "reflector_rate", "sigma_rate"):
+        for name in ("lr", "reflectors_lr", "singular_values_lr"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise UsageError(f"{name} must be a positive number, not {value}")

@@ -277,9 +277,9 @@ class UCRSeries(SequenceClassification):
         return Settings(
             steps=1500,
             batch_size=32,
-            learning_rate=3e-3,
-            reflector_rate=3e-3,
-            sigma_rate=1.5e-2,
+            lr=3e-3,
+            reflectors_lr=3e-3,
+            singular_values_lr=1.5e-2,
         )
 
     @classmethod

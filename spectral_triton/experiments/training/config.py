@@ -167,9 +167,9 @@ def _override(settings: Settings, changes: dict[str, Any]) -> Settings:
         changes.setdefault("epochs", None)
     if "epochs" in changes and changes["epochs"] is not None:
         changes.setdefault("steps", None)
-    if "learning_rate" in changes:
-        ratio = changes["learning_rate"] / settings.learning_rate
-        for name in ("reflector_rate", "sigma_rate"):
+    if "lr" in changes:
+        ratio = changes["lr"] / settings.lr
+        for name in ("reflectors_lr", "singular_values_lr"):
             changes.setdefault(name, getattr(settings, name) * ratio)
     hidden_size = changes.get("hidden_size", settings.hidden_size)
     if settings.num_reflectors is not None and "num_reflectors" not in changes:

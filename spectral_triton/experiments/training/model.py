@@ -138,8 +138,8 @@ def build_model(
 
 def _build_encoder(name: str, settings: Settings, input_size: int, factory: dict) -> nn.Module:
     sizes = (input_size, settings.hidden_size)
-    common = {"num_layers": settings.layers, "dropout": settings.dropout, **factory}
-    if settings.layers == 1:
+    common = {"num_layers": settings.num_layers, "dropout": settings.dropout, **factory}
+    if settings.num_layers == 1:
         common["dropout"] = 0.0
     if name in SPECTRAL_MODELS:
         return _build_spectral(name, settings, sizes, common)
@@ -226,6 +226,6 @@ def lipschitz_bound(name: str, settings: Settings) -> float | None:
 
     None for modrelu, whose slope has no bound where its bias is positive.
     """
-    if settings.layers != 1 or settings.nonlinearity == "modrelu":
+    if settings.num_layers != 1 or settings.nonlinearity == "modrelu":
         return None
     return {"spectral": 1.0 + settings.margin, "orthogonal": 1.0}.get(name)

@@ -16,9 +16,9 @@ def build_optimizer(model: nn.Module, settings: Settings) -> AdamW:
     """AdamW over the groups that are not empty; of the rest, biases decay, too."""
     groups = parameter_groups(
         model,
-        settings.learning_rate,
-        singular_values_lr=settings.sigma_rate,
-        reflectors_lr=settings.reflector_rate,
+        settings.lr,
+        singular_values_lr=settings.singular_values_lr,
+        reflectors_lr=settings.reflectors_lr,
         weight_decay=settings.weight_decay,
         decay_vectors=True,
     )

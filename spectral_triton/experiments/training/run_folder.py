@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spectral_triton.experiments.errors import DataError, UsageError
+from spectral_triton.experiments.former_names import current_config
 from spectral_triton.experiments.training.checkpoint import save_checkpoint, write_text
 from spectral_triton.experiments.training.config import RunConfig
 from spectral_triton.experiments.training.lock import is_empty, locked
@@ -57,7 +58,7 @@ class RunFolder:
         self._compare(config)
 
     def _compare(self, config: RunConfig) -> None:
-        kept = self.read_json(self.config_file) or {}
+        kept = self.config() or {}
         # Through JSON and back, so that both sides have its types.
         asked = json.loads(json.dumps(config.as_dict()))
         for field in sorted(kept.keys() | asked.keys()):
@@ -117,6 +118,15 @@ class RunFolder:
         """Everything logged so far and flushed."""
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
+    def config(self) -> dict[str, Any] | None:
+        """The configuration kept here, under the names of now; None where there is none.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        kept = self.read_json(self.config_file)
+        return None if kept is None else current_config(kept)
+
     def write_json(self, path: Path, content: dict[str, Any]) -> None:
         """Writes one of the folder's JSON files atomically."""
         text = json.dumps(content, indent=2) + "\n"
@@ -150,7 +160,7 @@ class RunFolder:
 def kept_configs(output: Path) -> dict[Path, dict[str, Any]]:
     """The configuration of every run in ``output``, by its folder, in the order of their names."""
     folders = sorted(output.iterdir()) if output.is_dir() else []
-    read = {path: RunFolder(path).read_json(path / "config.json") for path in folders}
+    read = {path: RunFolder(path).config() for path in folders}
     for path, config in read.items():
         if config is not None and not {"task", "model", "seed"} <= config.keys():
             raise DataError(f"{path / 'config.json'} is damaged: it lacks task, model or seed")

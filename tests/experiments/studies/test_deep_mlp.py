@@ -21,9 +21,9 @@ from spectral_triton.experiments.tasks.storage import DataFolder
 
 
 @pytest.fixture
-def surroundings(tiny_digits, listener):
+def surroundings(tiny_mnist, listener):
     torch.set_default_dtype(torch.float32)
-    return Surroundings(DataFolder(tiny_digits.parent), "cpu", listener())
+    return Surroundings(DataFolder(tiny_mnist.parent), "cpu", listener())
 
 
 def tiny(kind, depth=3):

@@ -110,9 +110,9 @@ def test_unfinished_runs_have_no_test_result(tiny_study, page, tmp_path, listene
 
 def test_search_log_marks_the_best_candidate(tiny_study, page):
     text, results, _ = page(tiny_study(), Selection(search=True))
-    tried = {r["config"]["learning_rate"]: r["validation"] for r in results if r["model"] == "lstm"}
+    tried = {r["config"]["lr"]: r["validation"] for r in results if r["model"] == "lstm"}
     best = min(tried, key=tried.get)
-    rows = re.findall(r"\| lstm \| learning_rate (\S+) \| (\S+) \|", text)
+    rows = re.findall(r"\| lstm \| lr (\S+) \| (\S+) \|", text)
     expected = {rate: number("mse", value) for rate, value in tried.items()}
     expected[best] = f"**{expected[best]}**"
     assert {float(rate): value for rate, value in rows} == expected

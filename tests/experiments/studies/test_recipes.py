@@ -76,7 +76,9 @@ def test_treebank_models_have_equally_many_parameters(layers):
     assert max(counts.values()) < 1.005 * min(counts.values())
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("pixel-mnist-short", 4), ("pixel-mnist", 25)])
+@pytest.mark.parametrize(
+    ("name", "epochs"), [("sequential-mnist-short", 4), ("sequential-mnist", 25)]
+)
 def test_digit_steps_are_whole_epochs(name, epochs):
     samples = 60_000 - 60_000 // VALIDATION_SHARE
     for job in REPRODUCTIONS[name].jobs(Selection(seeds=[0])):

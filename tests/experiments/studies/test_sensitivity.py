@@ -26,9 +26,9 @@ def surroundings(monkeypatch, tmp_path, listener):
 def test_base_is_what_the_task_itself_uses():
     settings = Adding.defaults("spectral", {"length": LENGTH})
     assert settings.num_reflectors == (BASE["num_reflectors"],) * 2
-    assert settings.sigma_rate / settings.learning_rate == pytest.approx(BASE["sigma_rate"])
-    assert settings.learning_rate == module.RATE
-    assert settings.reflector_rate == pytest.approx(module.RATE * BASE["reflector_rate"])
+    assert settings.singular_values_lr / settings.lr == pytest.approx(BASE["singular_values_lr"])
+    assert settings.lr == module.RATE
+    assert settings.reflectors_lr == pytest.approx(module.RATE * BASE["reflectors_lr"])
     for name in ("margin", "nonlinearity", "init"):
         assert getattr(settings, name) == BASE[name]
 

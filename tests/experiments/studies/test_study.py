@@ -147,7 +147,7 @@ def test_search_runs_candidates_apart_from_the_runs(tiny_study, run, tmp_path):
     run(tiny_study(), Selection(models=["lstm"], search=True))
     configs = files(tmp_path / "out", "config.json")
     assert sorted(configs) == ["search/lstm/candidate-0", "search/lstm/candidate-1"]
-    rates = [json.loads(configs[name])["learning_rate"] for name in sorted(configs)]
+    rates = [json.loads(configs[name])["lr"] for name in sorted(configs)]
     assert rates == [1e-3, 1e-2]
     with pytest.raises(UsageError, match="tiny has no search"):
         tiny_study(search=None).jobs(Selection(search=True))

@@ -39,9 +39,9 @@ def test_measured_norms_stay_below_the_bound(nonlinearity):
 
 
 @pytest.mark.parametrize("model", CLASSIFIERS)
-def test_terms_and_errors(model, tiny_digits, listener):
+def test_terms_and_errors(model, tiny_mnist, listener):
     torch.set_default_dtype(torch.float32)
-    surroundings = Surroundings(DataFolder(tiny_digits.parent), "cpu", listener())
+    surroundings = Surroundings(DataFolder(tiny_mnist.parent), "cpu", listener())
     found = generalize(model, 7, surroundings, steps=3, hidden_size=5, batch_size=4)
     terms = found["terms"]
     assert (terms["sizes"], terms["steps"], terms["samples"]) == ((3, 5, 10), 4, 7)

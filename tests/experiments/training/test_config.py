@@ -19,17 +19,15 @@ def test_defaults_are_those_of_the_task():
 
 def test_learning_rates_keep_their_ratio():
     usual = make_config("adding", "spectral").settings
-    doubled = make_config(
-        "adding", "spectral", overrides={"learning_rate": 2 * usual.learning_rate}
-    ).settings
-    assert doubled.reflector_rate == pytest.approx(2 * usual.reflector_rate)
-    assert doubled.sigma_rate == pytest.approx(2 * usual.sigma_rate)
-    both = {"learning_rate": 1.0, "sigma_rate": 3.0}
-    assert make_config("adding", "spectral", overrides=both).settings.sigma_rate == 3.0
+    doubled = make_config("adding", "spectral", overrides={"lr": 2 * usual.lr}).settings
+    assert doubled.reflectors_lr == pytest.approx(2 * usual.reflectors_lr)
+    assert doubled.singular_values_lr == pytest.approx(2 * usual.singular_values_lr)
+    both = {"lr": 1.0, "singular_values_lr": 3.0}
+    assert make_config("adding", "spectral", overrides=both).settings.singular_values_lr == 3.0
 
 
 def test_steps_and_epochs_replace_each_other():
-    settings = make_config("pixel-mnist", "lstm", overrides={"steps": 5}).settings
+    settings = make_config("sequential-mnist", "lstm", overrides={"steps": 5}).settings
     assert (settings.steps, settings.epochs) == (5, None)
     settings = make_config("ptb", "lstm", overrides={"epochs": 2}).settings
     assert (settings.steps, settings.epochs) == (None, 2)
@@ -56,8 +54,8 @@ def test_dictionary_is_flat_json_of_what_the_model_uses():
         "margin",
         "nonlinearity",
         "init",
-        "reflector_rate",
-        "sigma_rate",
+        "reflectors_lr",
+        "singular_values_lr",
     }
     assert "margin" not in make_config("adding", "orthogonal").as_dict()
     # Runs of before there was the setting are continued.
@@ -69,7 +67,7 @@ def test_gates_do_not_begin_as_one_transition_does():
     assert make_config("adding", "spectral").settings.init == "cayley"
     gates = make_config("adding", "spectral-gru").settings
     assert gates.init == "haar"
-    assert gates.reflector_rate == gates.learning_rate
+    assert gates.reflectors_lr == gates.lr
     settings = make_config("adding", "spectral-gru", overrides={"init": "henaff"}).settings
     assert settings.init == "henaff"
     assert "nonlinearity" not in make_config("adding", "spectral-lstm").as_dict()
@@ -85,8 +83,8 @@ def test_torchs_rnn_keeps_its_own_nonlinearity():
     ("task", "options", "title"),
     [
         ("adding", {}, "adding, length 200"),
-        ("pixel-mnist", {}, "pixel-mnist"),
-        ("pixel-mnist", {"permuted": True}, "pixel-mnist, permuted"),
+        ("sequential-mnist", {}, "sequential-mnist"),
+        ("sequential-mnist", {"permuted": True}, "sequential-mnist, permuted"),
         ("ucr", {"dataset": "CBF"}, "ucr CBF"),
         ("ptb", {}, "ptb, window 35"),
     ],

@@ -30,7 +30,7 @@ def make(name, task=None, dtype=torch.float32, **settings):
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "rnn"])
 def test_splitting_the_sequence_changes_nothing(name, layers, dtype):
     task = Copying(5, 4, seed=0, dtype=dtype)
-    model = make(name, task, dtype, layers=layers)
+    model = make(name, task, dtype, num_layers=layers)
     inputs = task.train_batch(0).inputs
     whole, end = model(inputs)
     first, state = model(inputs[:7])
@@ -95,7 +95,7 @@ def test_singular_values_are_those_of_the_transition(name):
 
 
 def test_one_of_two_equal_biases_is_trained():
-    trained = {n for n, p in make("spectral", layers=2).named_parameters() if p.requires_grad}
+    trained = {n for n, p in make("spectral", num_layers=2).named_parameters() if p.requires_grad}
     assert {n for n in trained if "bias" in n and "encoder" in n} == {
         "encoder.bias_ih_l0",
         "encoder.bias_ih_l1",
@@ -119,7 +119,7 @@ def test_gated_models_have_no_single_transition():
     assert make("rnn", nonlinearity="tanh").singular_values().shape == (6,)
 
 
-def test_pixel_mnist_has_the_published_size():
+def test_sequential_mnist_has_the_published_size():
     task = Adding(5, 4, seed=0, dtype=torch.float32)
     task.input_size, task.output_size = 1, 10
     model = make("spectral", task, hidden_size=128, num_reflectors=(16, 16))
@@ -172,4 +172,4 @@ def test_lipschitz_bound():
     assert lipschitz_bound("lstm", settings) is None
     assert lipschitz_bound("spectral-lstm", settings) is None
     assert lipschitz_bound("spectral", Settings(steps=1, nonlinearity="modrelu")) is None
-    assert lipschitz_bound("spectral", Settings(steps=1, layers=2)) is None
+    assert lipschitz_bound("spectral", Settings(steps=1, num_layers=2)) is None

@@ -10,7 +10,7 @@ def test_rates_and_decay():
     model = SVDLinear(2, 2)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     settings = Settings(
-        steps=1, learning_rate=0.1, reflector_rate=0.2, sigma_rate=0.3, weight_decay=0.5
+        steps=1, lr=0.1, reflectors_lr=0.2, singular_values_lr=0.3, weight_decay=0.5
     )
     optimizer = build_optimizer(model, settings)
     groups = {group["name"]: group for group in optimizer.param_groups}
@@ -42,7 +42,7 @@ def test_every_trained_parameter_once_and_no_empty_group():
 def test_a_step_is_clipped_and_left_out_where_the_gradient_is_not_finite():
     model = nn.Linear(2, 1, bias=False)
     start = model.weight.detach().clone()
-    optimizer = build_optimizer(model, Settings(steps=1, learning_rate=0.1))
+    optimizer = build_optimizer(model, Settings(steps=1, lr=0.1))
     model.weight.grad = torch.full_like(model.weight, 1e9)  # Of a step before, to be forgotten.
     norm = descend(model, optimizer, model(torch.tensor([[3.0, 4.0]])).sum(), clip=1.0)
     assert norm == 5.0

@@ -53,6 +53,6 @@ def test_watch_sees_the_moments_it_asked_for(small, listener):
 
 
 def test_a_loss_that_is_not_finite_ends_it(small, listener):
-    config, task = small("irnn", learning_rate=1e200)
+    config, task = small("irnn", lr=1e200)
     with pytest.raises(TrainingStopped, match=r"at step [2345]"):
         short_run(config, task, listener())

@@ -14,7 +14,7 @@ from spectral_triton.experiments.training.run_folder import RunFolder
 from spectral_triton.experiments.training.training import Training
 
 RUNS = {
-    "adding, spectral": ("adding", "spectral", {"length": 6}, {"layers": 2, "dropout": 0.2}),
+    "adding, spectral": ("adding", "spectral", {"length": 6}, {"num_layers": 2, "dropout": 0.2}),
     "adding, rebased": (
         "adding",
         "spectral",
@@ -23,8 +23,8 @@ RUNS = {
     ),
     "adding, orthogonal": ("adding", "orthogonal", {"length": 6}, {}),
     "copying, gru": ("copying", "gru", {"length": 3}, {"schedule": "linear"}),
-    "copying, spectral-lstm": ("copying", "spectral-lstm", {"length": 3}, {"layers": 2}),
-    "pixel-mnist, irnn": ("pixel-mnist", "irnn", {"rows": True}, {}),
+    "copying, spectral-lstm": ("copying", "spectral-lstm", {"length": 3}, {"num_layers": 2}),
+    "sequential-mnist, irnn": ("sequential-mnist", "irnn", {"rows": True}, {}),
     "ptb, spectral": ("ptb", "spectral", {"window": 3}, {"dropout": 0.2, "batch_size": 3}),
     "ptb, lstm": ("ptb", "lstm", {"window": 3}, {"batch_size": 3, "weight_decay": 0.1}),
     "ucr, spectral": ("ucr", "spectral", {"dataset": "Tiny"}, {}),
@@ -42,7 +42,7 @@ def small_evaluations(monkeypatch):
 
 
 @pytest.fixture
-def train(tmp_path, small_evaluations, tiny_digits, tiny_text, tiny_series, listener):
+def train(tmp_path, small_evaluations, tiny_mnist, tiny_text, tiny_series, listener):
     """A function that runs one of RUNS in a folder, to its end or to a kill."""
 
     def run(name, folder, *, fail_at=None, **changes):
@@ -169,7 +169,7 @@ def test_best_weights_are_the_ones_tested(train):
 
 
 def test_training_learns(train):
-    training, report = train("ucr, spectral", "run", steps=60, learning_rate=0.02)
+    training, report = train("ucr, spectral", "run", steps=60, lr=0.02)
     training.run()
     losses = [loss for _, loss in report.losses]
     assert losses[-1] < 0.5 * losses[0]
