@@ -14,7 +14,6 @@ help:
 	@echo "make test-quick   a case or two of each test, without what takes long, about 1 minute"
 	@echo "make test-oldest  run them with the oldest PyTorch and Triton that are supported (a download of gigabytes)"
 	@echo "make test-compiled  run the kernels' tests on their compiled form, without a GPU (gigabytes; Python 3.12 or 3.13)"
-	@echo "make  put faults into the kernels, one at a time, and see which tests notice"
 	@echo "make test-mutations  put faults into the kernels, one at a time, and see which tests notice"
 	@echo "make lint         check style"
 	@echo "make types        check the types of the installed package"

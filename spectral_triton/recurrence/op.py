@@ -28,50 +28,22 @@ from spectral_triton.runtime.registered_op import register_vmap, registered_op
 from spectral_triton.runtime.validation import without_autocast
 
 
-def _empty_outputs(x: Tensor, h0: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor]:
-    y = x.new_empty((*x.shape[:-1], h0.shape[-1]))
-    return y, x.new_empty((*x.shape[:-1], 0 if q is None else q.shape[-1]))
-
-
-def _recurrence_fwd_fake(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    bias_ih: Tensor | None,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    *rest: object,
-) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(x, h0, q)
+def _recurrence_fwd_fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    shape = a.x.shape[:-1]
+    return a.x.new_empty((*shape, a.h0.shape[-1])), a.x.new_empty((*shape, a.rank))
 
 
 @registered_op("recurrence_fwd", _recurrence_fwd_fake)
-def recurrence_fwd(
-    x: Tensor,
-    weight_ih: Tensor | None,
-    bias_ih: Tensor | None,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
+def recurrence_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
     """All states, and Qᵀ h of every step."""
-    options = (batch_sizes, nonlinearity, slope, reverse)
-    a = Arguments(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
     if not serves(a):
         return loop_fwd(a)
-    if weight_ih is not None:
-        projected = x.new_empty(*x.shape[:-1], h0.shape[-1])
-        rows = flat(x, batch_sizes), flat(projected, batch_sizes)
-        project(rows[0], weight_ih, bias_ih, rows[1])
-        x = projected
-    return launch_fwd(x, a)
+    projected = a.x
+    if a.weight_ih is not None:
+        projected = a.x.new_empty(*a.x.shape[:-1], a.h0.shape[-1])
+        rows = flat(a.x, a.batch_sizes), flat(projected, a.batch_sizes)
+        project(rows[0], a.weight_ih, a.bias_ih, rows[1])
+    return launch_fwd(projected, a)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -89,10 +61,10 @@ def _recurrence_bwd_fake(
     grad_last: Tensor | None,
     y: Tensor,
     kept: Tensor,
-    *rest: Any,
+    a: Arguments,
 ) -> Gradients:
-    pairs = zip(needs, rest[: len(needs)], strict=True)
-    return _outputs([y.new_empty(a.shape) if need else None for need, a in pairs], y)
+    pairs = zip(needs, a[: len(needs)], strict=True)
+    return _outputs([y.new_empty(arg.shape) if need else None for need, arg in pairs], y)
 
 
 @registered_op("recurrence_bwd", _recurrence_bwd_fake)
@@ -102,34 +74,21 @@ def recurrence_bwd(
     grad_last: Tensor | None,
     y: Tensor,
     kept: Tensor,
-    x: Tensor,
-    weight_ih: Tensor | None,
-    bias_ih: Tensor | None,
-    h0: Tensor,
-    scale: Tensor | None,
-    p: Tensor,
-    q: Tensor | None,
-    bias: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    slope: float,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    a: Arguments,
+) -> Gradients:
     """Gradients by all arguments from x to bias, empty where not needed."""
-    options = (batch_sizes, nonlinearity, slope, reverse)
-    a = Arguments(x, weight_ih, bias_ih, h0, scale, p, q, bias, *options)
     sums = GradientSums(needs)
     if not serves(a):
         grad_x, grad_h0 = loop_bwd(grad_y, grad_last, y, kept, a, sums)
     else:
         grad_z, grad_h0 = launch_bwd(grad_y, grad_last, y, a)
-        dz, *rows = (flat(sequence, batch_sizes) for sequence in (grad_z, x, y, kept))
+        dz, *rows = (flat(sequence, a.batch_sizes) for sequence in (grad_z, a.x, y, kept))
         if len(dz):
-            before = Steps.of(y, batch_sizes, reverse).whole().before(rows[1], h0)
-            products = (None, None) if q is None else (rows[2], dz @ p)
+            before = Steps.of(y, a.batch_sizes, a.reverse).whole().before(rows[1], a.h0)
+            products = (None, None) if a.q is None else (rows[2], dz @ a.p)
             sums.add(dz, rows[0], rows[1], before, *products)
-        grad_x = grad_z if weight_ih is None or not needs[0] else dz @ weight_ih
-    return _outputs(sums.gradients(grad_x.view(x.shape) if needs[0] else grad_x, grad_h0, a), y)
+        grad_x = grad_z if a.weight_ih is None or not needs[0] else dz @ a.weight_ih
+    return _outputs(sums.gradients(grad_x.view(a.x.shape) if needs[0] else grad_x, grad_h0, a), y)
 
 
 def _plain_fwd(*arguments: Any) -> tuple[Tensor, Tensor]:

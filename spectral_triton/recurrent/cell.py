@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from spectral_triton.runtime.validation import (
     full_precision,
     without_autocast,
 )
-from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
 
@@ -33,23 +31,6 @@ class RecurrentCell(RecurrentModule):
 
     svd_hh: SVDWeight
     weight_ih: nn.Parameter
-
-    def _add_all(
-        self,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        num_reflectors: int | Sequence[int] | None,
-        spectrum: Spectrum | Sequence[Spectrum] | None,
-        init: str,
-        base: str | None,
-    ) -> None:
-        svd = {
-            "num_reflectors": num_reflectors,
-            "spectrum": spectrum,
-            "init": init,
-            "base": base,
-        }
-        self._add("", self.input_size, {"device": device, "dtype": dtype}, svd)
 
     @property
     def weight_hh(self) -> Tensor:

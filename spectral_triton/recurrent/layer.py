@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from spectral_triton.recurrent.module import RecurrentModule
 from spectral_triton.runtime.validation import check_flag, check_integer, check_number
-from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
 
@@ -56,25 +53,9 @@ class RecurrentLayer(RecurrentModule):
         self.num_layers, self.batch_first = num_layers, bool(batch_first)
         self.dropout, self.bidirectional = float(dropout), bool(bidirectional)
 
-    def _add_all(
-        self,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-        num_reflectors: int | Sequence[int] | None,
-        spectrum: Spectrum | Sequence[Spectrum] | None,
-        init: str,
-        base: str | None,
-    ) -> None:
-        svd = {
-            "num_reflectors": num_reflectors,
-            "spectrum": spectrum,
-            "init": init,
-            "base": base,
-        }
-        for index, suffix in enumerate(self._suffixes()):
-            first = index < self.num_directions
-            features = self.input_size if first else self._state_size * self.num_directions
-            self._add(suffix, features, {"device": device, "dtype": dtype}, svd)
+    def _features(self, index: int) -> int:
+        first = index < self.num_directions
+        return self.input_size if first else self._state_size * self.num_directions
 
     @property
     def num_directions(self) -> int:

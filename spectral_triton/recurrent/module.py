@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from spectral_triton.recurrent.parameters import (
 )
 from spectral_triton.runtime.sharding import assign_, gathered
 from spectral_triton.runtime.validation import check_choice, check_dtype, check_flag, check_integer
+from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.svd.assignment import AssignableWeights
 from spectral_triton.svd.dense_entries import factor_dense_entries
 from spectral_triton.svd.weight import INITIALIZERS, SVDWeight
@@ -71,16 +73,34 @@ class RecurrentModule(AssignableWeights):
     def _reset_plain(self, suffix: str) -> None:
         reset_uniform_(self, suffix, self.hidden_size)
 
-    def _add(
-        self, suffix: str, features: int, options: dict[str, Any], svd: dict[str, Any]
+    def _features(self, index: int) -> int:
+        """Features of what goes into the cell of the suffix at this place."""
+        return self.input_size
+
+    def _add_all(
+        self,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        num_reflectors: int | Sequence[int] | None,
+        spectrum: Spectrum | Sequence[Spectrum] | None,
+        init: str,
+        base: str | None,
     ) -> None:
-        """Registers and draws all parameters of one cell."""
-        check_dtype(options["dtype"])
-        add_plain_parameters(self, suffix, self._plain_shapes(features), options)
+        """Registers and draws all parameters."""
+        svd = {
+            "num_reflectors": num_reflectors,
+            "spectrum": spectrum,
+            "init": init,
+            "base": base,
+        }
+        check_dtype(dtype)
+        options = {"device": device, "dtype": dtype}
         sizes = self.hidden_size, self._state_size
-        weight = SVDWeight(sizes[0], sizes[1], num_blocks=self.num_gates, **svd, **options)
-        self.add_module(f"svd_hh{suffix}", weight)
-        self._reset_plain(suffix)
+        for index, suffix in enumerate(self._suffixes()):
+            add_plain_parameters(self, suffix, self._plain_shapes(self._features(index)), options)
+            weight = SVDWeight(*sizes, num_blocks=self.num_gates, **svd, **options)
+            self.add_module(f"svd_hh{suffix}", weight)
+            self._reset_plain(suffix)
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew, as on construction."""
