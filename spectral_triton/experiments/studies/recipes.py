@@ -263,6 +263,17 @@ STUDIES = (
         hidden_size=170,
         num_reflectors=None,
     ),
+    _digits(
+        "pixel-mnist-permuted-170-rebase",
+        25,
+        50,
+        permuted=True,
+        found=PLANES,
+        size="170 units, 16 + 16 reflectors rebased every 30 steps",
+        cost_factor=1.2,
+        hidden_size=170,
+        rebase=30,
+    ),
     _treebank("ptb-1", 1, ONE_LAYER),
     _treebank(
         "ptb-1-long",
