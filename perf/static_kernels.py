@@ -3,6 +3,9 @@
     python perf/static_kernels.py                          prints the table for sm_90
     python perf/static_kernels.py --markdown perf/reports/static_kernels.md
     python perf/static_kernels.py --arch sm_80 --arch gfx942 --json out.json
+    python perf/static_kernels.py --beside out-of-another-triton.json --markdown ...
+
+With --beside the table also has the figures of reports that other versions of Triton wrote.
 
 Registers, spills and shared memory are exact. Cycles are an estimate for one iteration of the
 longest loop (a step of a recurrence, a block of reflectors): the dependent chain of one warp, from
@@ -147,23 +150,44 @@ def loop_cost(sass: str, num_warps: int, rounds: int = 5) -> tuple[int, int]:
     return round(chain), len(body) * num_warps // 4
 
 
-def markdown(costs: list[Cost]) -> str:
+Report = dict[tuple[str, str], Cost]
+
+
+def markdown(reports: dict[str, Report]) -> str:
+    """One column of each kind for every version of Triton."""
+    versions = list(reports)
     lines = [
         "# The kernels, compiled without a GPU",
         "",
-        f"Written by `perf/static_kernels.py` with Triton {triton.__version__}. Registers, spills"
-        " (bytes per thread) and shared memory (bytes per program) are exact; chain and issue are"
-        " estimated cycles of one step of a recurrence, or of one block of reflectors (of one"
-        " reflector for T). The script says how.",
+        f"Written by `perf/static_kernels.py` with Triton {', '.join(versions)}: a number of each,"
+        " in this order, or one where they agree. Registers, spills (bytes per thread) and shared"
+        " memory (bytes per program) are exact; chain and issue are estimated cycles of one step of"
+        " a recurrence, or of one block of reflectors (of one reflector for T). The script says how.",
         "",
         "| kernel | target | registers | spills | shared | chain | issue |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for c in costs:
-        estimate = f"{c.chain} | {c.issue}" if c.chain else "| "
-        numbers = f"{c.registers} | {c.spills} | {c.shared}"
-        lines.append(f"| {c.title} | {c.target} | {numbers} | {estimate} |")
+    for title, target in dict.fromkeys(key for report in reports.values() for key in report):
+        found = [report.get((title, target)) for report in reports.values()]
+        cells = [_cell(found, name) for name in ("registers", "spills", "shared", "chain", "issue")]
+        lines.append(f"| {title} | {target} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(costs: list[Cost | None], name: str) -> str:
+    # No chain is no loop, not a loop of no cycles.
+    estimated = name in ("chain", "issue")
+    values = [
+        "-" if cost is None or (estimated and not cost.chain) else str(getattr(cost, name))
+        for cost in costs
+    ]
+    return values[0].replace("-", "") if len(set(values)) == 1 else ", ".join(values)
+
+
+def report_of(file: Path) -> tuple[str, Report]:
+    content = json.loads(file.read_text())
+    costs = [Cost(**cost) for cost in content["costs"]]
+    return content["triton"], {(cost.title, cost.target): cost for cost in costs}
 
 
 def main() -> None:
@@ -171,6 +195,7 @@ def main() -> None:
     parser.add_argument("--arch", action="append", choices=TARGETS, help="default: sm_90")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--beside", type=Path, action="append", default=[], help="other --json")
     parser.add_argument("--main", action="store_true", help="only one case for each configuration")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
@@ -183,7 +208,8 @@ def main() -> None:
     work = [(case, target) for target in options.arch or ["sm_90"] for case in cases.values()]
     with ProcessPoolExecutor(options.jobs) as pool:
         costs = list(pool.map(compile_case, *zip(*work, strict=True), chunksize=4))
-    text = markdown(costs)
+    reports = {triton.__version__: {(cost.title, cost.target): cost for cost in costs}}
+    text = markdown(reports | dict(map(report_of, options.beside)))
     if options.json:
         report = {"triton": triton.__version__, "costs": [cost._asdict() for cost in costs]}
         options.json.write_text(json.dumps(report, indent=1))

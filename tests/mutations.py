@@ -330,10 +330,10 @@ FAULTS = [
         REFLECTORS,
     ),
     Fault(
-        "T takes its own column",
+        "sign of T above its diagonal",
         "t_factor.py",
-        "tl.where(own < j, gram, 0.0)",
-        "tl.where(own <= j, gram, 0.0)",
+        "-2.0 * solved",
+        "2.0 * solved",
         REFLECTORS,
     ),
     Fault(
