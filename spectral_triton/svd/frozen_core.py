@@ -30,12 +30,15 @@ def frozen_core(
         sigma: The singular values.
 
     Returns:
-        None where σ is trained, or where a program is traced or transformed, which would take what
+        None where σ is trained, also while no gradients are recorded, or where a program is traced or transformed, which would take what
         is kept for a constant.
     """
     plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in made_of)
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if sigma.requires_grad or not plain or traced or sigma.is_meta or _is_transformed():
+    raw = made_of[0]
+    # Validation between the steps of a training would form it anew each time, and hold it.
+    trained = sigma.requires_grad or (raw is not None and raw.requires_grad)
+    if trained or not plain or traced or sigma.is_meta or _is_transformed():
         return None
     if any(t is not None and t.is_inference() for t in made_of):
         return None  # They count no changes.
