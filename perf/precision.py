@@ -56,7 +56,7 @@ def layers(dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
     full = SVDLinear(N, N, bias=False, device=device, dtype=dtype)
     thin = SVDLinear(N, N, bias=False, num_reflectors=K, device=device, dtype=dtype)
     dense = nn.Linear(N, N, bias=False, device=device)
-    dense = parametrizations.svd(dense).to(dtype)
+    dense = parametrizations.svd(dense, out_of_bounds="clip").to(dtype)
     spread_(full.svd)
     spread_(thin.svd)
     with torch.no_grad():

@@ -162,7 +162,8 @@ def markdown(reports: dict[str, Report]) -> str:
         f"Written by `perf/static_kernels.py` with Triton {', '.join(versions)}: a number of each,"
         " in this order, or one where they agree. Registers, spills (bytes per thread) and shared"
         " memory (bytes per program) are exact; chain and issue are estimated cycles of one step of"
-        " a recurrence, or of one block of reflectors (of one reflector for T). The script says how.",
+        " a recurrence, or of one block of reflectors (of one reflector for T); the script says"
+        " how.",
         "",
         "| kernel | target | registers | spills | shared | chain | issue |",
         "|---|---|---:|---:|---:|---:|---:|",

@@ -239,6 +239,13 @@ def _check(name: str, reflectors: Tensor) -> None:
         raise ValueError(
             f"{name} must have shape (..., k, n) with k <= n, got {tuple(reflectors.shape)}"
         )
+    kept = reflectors if reflectors._base is None else reflectors._base
+    if kept.grad_fn is not None:
+        raise ValueError(
+            f"{name} is computed from other tensors, as layer.weight is, so what is drawn would be "
+            "lost: give the reflectors themselves (layer.svd.left, layer.svd.right), or call "
+            "layer.reset_parameters()"
+        )
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: Generator | None) -> Tensor:

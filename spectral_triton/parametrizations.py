@@ -23,6 +23,7 @@ from spectral_triton.runtime.validation import (
 from spectral_triton.spectra.record import SpectrumRecord
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import resolve_spectrum
+from spectral_triton.svd.assignment import AssignableWeights
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.parameters import parameters_from_dense, spectrum_values
 
@@ -39,7 +40,7 @@ def svd(
     num_reflectors: int | Sequence[int] | None = None,
     spectrum: Spectrum | None = None,
     num_blocks: int = 1,
-    out_of_bounds: str = "clip",
+    out_of_bounds: str = "raise",
 ) -> Module:
     r"""Keeps the singular values of a module's weight within bounds while it trains.
 
@@ -51,8 +52,9 @@ def svd(
     of the flattened kernel, not that of the convolution, which may be larger, with zero padding by
     the square root of the kernel's area. A weight that is tied to another is so no longer.
 
-    A weight within the bounds is kept. Otherwise its singular values are clipped, U and V are kept,
-    and a warning says how much it changed.
+    The weight is kept, and one with singular values that the spectrum excludes is an error: those
+    of a fresh ``nn.Linear`` are below the default band, so give ``SigmoidSpectrum.around(σ)``, or a
+    wider one, or clip. U and V are kept then, and a warning says how much the weight changed.
     Where there are fewer reflectors than the weight needs, its singular vectors become a base that
     they start from, two parameters without gradient, see :class:`SVDWeight`. Assigning to
     ``module.<name>`` later obeys ``out_of_bounds``. On the meta device only shapes are made, for a
@@ -69,7 +71,7 @@ def svd(
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
         num_blocks: Stacked matrices along dimension 0, each with factors of its own: 4 for the
             gates of ``weight_hh_l0`` of an LSTM, 3 for a GRU.
-        out_of_bounds: "clip", or "raise" where a singular value does not meet the bounds.
+        out_of_bounds: "raise", or "clip" to move singular values into the bounds.
 
     Returns:
         The module.
@@ -81,11 +83,11 @@ def svd(
             singular value is out of bounds.
 
     Example:
-        >>> layer = svd(nn.Linear(8, 8))
+        >>> layer = svd(nn.Linear(8, 8), out_of_bounds="clip")
         >>> sigma = torch.linalg.svdvals(layer.weight)
         >>> bool(((sigma > 0.98) & (sigma < 1.02)).all())
         True
-        >>> lstm = svd(nn.LSTM(4, 8), "weight_hh_l0", num_blocks=4)
+        >>> lstm = svd(nn.LSTM(4, 8), "weight_hh_l0", num_blocks=4, out_of_bounds="clip")
         >>> gates = lstm.weight_hh_l0.unflatten(0, (4, 8))
         >>> bool((torch.linalg.matrix_norm(gates, 2) < 1.02).all())
         True
@@ -97,6 +99,11 @@ def svd(
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     weight = getattr(module, name, None)
+    if isinstance(module, AssignableWeights) and module._assignable(name) is not None:
+        raise ValueError(
+            f"{name} of {type(module).__name__} is in SVD form already; set_spectrum_ of its "
+            "SVDWeight sets other bounds"
+        )
     if not isinstance(weight, Tensor):
         raise ValueError(f"name must be a parameter or buffer of {module}, got {name!r}")
     if parametrize.is_parametrized(module, name):
@@ -140,8 +147,7 @@ def _warn_of_change(module: nn.Module, name: str, before: Tensor, kind: str) -> 
         warnings.warn(
             f"svd moved singular values of {name} of {kind} into the bounds, which changed it by "
             f"{float(change / norm):.1%}; "
-            "spectrum=SigmoidSpectrum.around(torch.linalg.svdvals(weight)) keeps it, "
-            "out_of_bounds='raise' refuses it",
+            "spectrum=SigmoidSpectrum.around(torch.linalg.svdvals(weight)) keeps it",
             stacklevel=3,
         )
 
@@ -176,8 +182,11 @@ def svd_bases(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def svd_singular_values(module: nn.Module, name: str) -> Tensor | None:
-    """σ (num_blocks, p) of a tensor in SVD form; None of others, or where more is done to it."""
+def svd_singular_values(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """σ of a tensor in SVD form, shape (p,), or (num_blocks, p) of several matrices.
+
+    None of other tensors, or where more is done to it.
+    """
     if name not in svd_names(module):
         return None
     chains: Any = module.parametrizations
@@ -185,7 +194,8 @@ def svd_singular_values(module: nn.Module, name: str) -> Tensor | None:
     if len(chain) > 1:
         return None
     raw = getattr(chain, "original2", None)
-    return spectrum_values(chain[0].spectrum, raw, chain[0].signs)
+    sigma = spectrum_values(chain[0].spectrum, raw, chain[0].signs)
+    return sigma.squeeze(0) if chain[0].num_blocks == 1 else sigma
 
 
 def remove_svd(module: Module, name: str = "weight") -> Module:
@@ -206,7 +216,7 @@ def remove_svd(module: Module, name: str = "weight") -> Module:
             is sharded by ``fully_shard``.
 
     Example:
-        >>> layer = svd(nn.Linear(3, 3))
+        >>> layer = svd(nn.Linear(3, 3), out_of_bounds="clip")
         >>> weight = layer.weight
         >>> remove_svd(layer)
         Linear(in_features=3, out_features=3, bias=True)

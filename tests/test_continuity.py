@@ -60,10 +60,16 @@ MADE = {
     "lstm cell": lambda: SpectralLSTMCell(3, 4),
     "gru": lambda: SpectralGRU(3, 5),
     "gru cell": lambda: SpectralGRUCell(3, 5),
-    "parametrization": lambda: parametrizations.svd(nn.Linear(6, 6)),
-    "parametrization, wide band": lambda: parametrizations.svd(nn.Linear(6, 4), spectrum=WIDE),
-    "parametrization, few": lambda: parametrizations.svd(nn.Linear(5, 5), num_reflectors=(5, 2)),
-    "gates": lambda: parametrizations.svd(nn.LSTM(2, 4), "weight_hh_l0", num_blocks=4),
+    "parametrization": lambda: parametrizations.svd(nn.Linear(6, 6), out_of_bounds="clip"),
+    "parametrization, wide band": lambda: parametrizations.svd(
+        nn.Linear(6, 4), spectrum=WIDE, out_of_bounds="clip"
+    ),
+    "parametrization, few": lambda: parametrizations.svd(
+        nn.Linear(5, 5), num_reflectors=(5, 2), out_of_bounds="clip"
+    ),
+    "gates": lambda: parametrizations.svd(
+        nn.LSTM(2, 4), "weight_hh_l0", num_blocks=4, out_of_bounds="clip"
+    ),
     "from_linear": lambda: SVDLinear.from_linear(nn.Linear(12, 8), spectrum=WIDE),
     "from_linear, few": lambda: SVDLinear.from_linear(
         nn.Linear(6, 9), spectrum=WIDE, num_reflectors=(3, 2)
@@ -76,7 +82,9 @@ MADE = {
     "from_gru": lambda: SpectralGRU.from_gru(nn.GRU(3, 5), spectrum=WIDE),
     "from_rnn": lambda: SpectralRNN.from_rnn(nn.RNN(3, 5), spectrum=WIDE),
     "convert": lambda: convert(
-        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6)), spectrum=WIDE
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6)),
+        spectrum=WIDE,
+        out_of_bounds="clip",
     )[0],
     "dense state": lambda: with_dense_state(SVDLinear(5, 5, spectrum=WIDE), nn.Linear(5, 5)),
     "set to the identity": lambda: SVDWeight(4, 4).set_dense_(torch.eye(4)),

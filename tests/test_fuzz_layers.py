@@ -24,7 +24,7 @@ from spectral_triton import (
 )
 
 FLOATING = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-SPECTRA = [None, SigmoidSpectrum(1.0, 0.3), FixedSpectrum(0.5), SoftplusSpectrum()]
+SPECTRA = [None, SigmoidSpectrum(center=1.0, margin=0.3), FixedSpectrum(0.5), SoftplusSpectrum()]
 
 small = st.integers(1, 4)
 dtypes = st.sampled_from(FLOATING)

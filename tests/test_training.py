@@ -53,7 +53,9 @@ MODELS = {
     "parametrized nn.Linear": (lambda: parametrizations.svd(nn.Linear(6, 4), **SVD), (5, 6)),
     "parametrized nn.LSTM": (
         lambda: Outputs(
-            parametrizations.svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4, spectrum=BAND)
+            parametrizations.svd(
+                nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4, spectrum=BAND, out_of_bounds="clip"
+            )
         ),
         (6, 2, 3),
     ),

@@ -30,7 +30,7 @@ linear: nn.Linear = layer.to_linear()
 again: SVDLinear = SVDLinear.from_linear(linear, out_of_bounds="clip")
 
 rnn = SpectralRNN(3, 8, nonlinearity="relu", num_reflectors=4, spectrum=FixedSpectrum())
-norm: Tensor = rnn.factors(layer=0).spectral_norm()
+norm: Tensor = rnn.factors[0].spectral_norm()
 plain: nn.RNN = rnn.to_rnn()
 cell = SpectralRNNCell(3, 8, device="cpu", dtype=torch.float32)
 dense: Tensor = cell.weight_hh
@@ -41,4 +41,4 @@ total: Tensor = reflectors.sum() + signs.sum()
 with use_backend("torch"):
     y: Tensor = apply_reflectors(torch.randn(5, 3), reflectors, transpose=True)
 h: Tensor = spectral_recurrence(torch.randn(5, 2, 4), None, factors, nonlinearity="tanh")
-module: nn.Module = parametrizations.svd(nn.Linear(3, 3), num_reflectors=None)
+module: nn.Module = parametrizations.svd(nn.Linear(3, 3), num_reflectors=None, out_of_bounds="clip")

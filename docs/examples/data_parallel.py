@@ -40,7 +40,7 @@ def train():
         loss.backward()
         optimizer.step()
 
-    sigma = model.module.rnn.singular_values()
+    sigma = model.module.rnn.singular_values
     assert bool(((sigma - 1).abs() <= 0.01).all())
     if dist.get_rank() == 0:
         print(f"loss {loss.item():.4f}, singular values {sigma.min():.3f} to {sigma.max():.3f}")

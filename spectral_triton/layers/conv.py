@@ -35,7 +35,9 @@ class SVDConv1d(SVDConvolution):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side and group: None for all, an int or a pair.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        init: Start of U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.
@@ -87,7 +89,9 @@ class SVDConv2d(SVDConvolution):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side and group: None for all, an int or a pair.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        init: Start of U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.
@@ -139,7 +143,9 @@ class SVDConv3d(SVDConvolution):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side and group: None for all, an int or a pair.
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        init: Start of U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.

@@ -73,7 +73,9 @@ class SVDConvolution(ConvolutionNorms):
         *,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
+        init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         super().__init__()
         check_integer("in_channels", in_channels, 1)
@@ -119,7 +121,9 @@ class SVDConvolution(ConvolutionNorms):
             device=device,
             dtype=dtype,
             num_blocks=None if groups == 1 else groups,
+            init=init,
             base=base,
+            margin=margin,
         )
         empty = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))

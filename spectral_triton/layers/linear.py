@@ -40,8 +40,10 @@ class SVDLinear(AssignableWeights):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side: None for all min(m, n), an int or a pair (left, right).
         spectrum: Map from raw parameter to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
+        init: Start of U and V: "haar" (uniform), "identity", "henaff" or "cayley".
         base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
             :class:`SVDWeight`; taken from a given weight wherever it needs one.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of W.
@@ -69,7 +71,9 @@ class SVDLinear(AssignableWeights):
         *,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
+        init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         super().__init__()
         check_flag("bias", bias)
@@ -80,7 +84,9 @@ class SVDLinear(AssignableWeights):
             spectrum=spectrum,
             device=device,
             dtype=dtype,
+            init=init,
             base=base,
+            margin=margin,
         )
         self.in_features, self.out_features = in_features, out_features
         empty = torch.empty(out_features, device=device, dtype=dtype) if bias else None

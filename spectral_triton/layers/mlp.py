@@ -34,6 +34,7 @@ class SVDMLP(nn.Sequential):
         num_reflectors: At most this many per side and layer; None for all.
         spectrum: Of the linear layers; that of :class:`SVDLinear` if None.
         residual_spectrum: Of the blocks; that of :class:`SVDResidualBlock` if None.
+        init: Start of every U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
 
     Raises:
@@ -60,6 +61,7 @@ class SVDMLP(nn.Sequential):
         num_reflectors: int | None = None,
         spectrum: Spectrum | None = None,
         residual_spectrum: Spectrum | None = None,
+        init: str = "haar",
         base: str | None = None,
     ) -> None:
         if not isinstance(widths, Sequence) or len(widths) < 2:
@@ -79,6 +81,7 @@ class SVDMLP(nn.Sequential):
                 "device": device,
                 "dtype": dtype,
                 "num_reflectors": reflectors,
+                "init": init,
                 "base": base,
             }
             is_last = index == len(widths) - 2

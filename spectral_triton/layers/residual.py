@@ -48,6 +48,7 @@ class SVDResidualBlock(nn.Module):
         spectrum: Map from raw parameter to σ; ``SignedSpectrum(limit=0.5)`` if None, which starts
             at 0.25. ``SigmoidSpectrum(center=0, margin=r)`` is the one of the paper; it starts at
             W = 0, where a ReLU without bias passes no gradient, ever.
+        init: Start of U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
 
     Attributes:
@@ -78,6 +79,7 @@ class SVDResidualBlock(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
+        init: str = "haar",
         base: str | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +91,7 @@ class SVDResidualBlock(nn.Module):
             dtype,
             num_reflectors=num_reflectors,
             spectrum=SignedSpectrum(0.5) if spectrum is None else spectrum,
+            init=init,
             base=base,
         )
         self.activation = make_activation(activation, device, dtype)

@@ -36,6 +36,7 @@ from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
 from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import resolve_spectrum
+from spectral_triton.svd.factorization import OutOfBoundsError
 from spectral_triton.svd.weight import SVDWeight
 
 Types = tuple[type[nn.Module], ...] | list[type[nn.Module]]
@@ -78,7 +79,7 @@ def convert(
     *,
     num_reflectors: int | None = None,
     spectrum: Spectrum | Callable[[str, Tensor], Spectrum] | None = None,
-    out_of_bounds: str = "clip",
+    out_of_bounds: str = "raise",
     inplace: bool = False,
 ) -> tuple[nn.Module, ConversionReport]:
     r"""Replaces layers of a trained or fresh model by those with bounded singular values.
@@ -86,14 +87,14 @@ def convert(
     ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` to ``nn.Conv3d`` become
     :class:`SVDConv1d` to :class:`SVDConv3d` (bounds hold for the flattened kernel of each group),
     ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells become :class:`SpectralRNN`,
-    :class:`SpectralGRU`, :class:`SpectralLSTM` and cells. Of each weight U and V are kept and σ is
-    clipped into the bounds; what else a layer has (biases, input weights, mode, dtype, device,
-    ``requires_grad``, forward and backward hooks) is taken over. The report says how far every
-    weight had to move. An optimizer has to be made afterwards, see :func:`parameter_groups`.
+    :class:`SpectralGRU`, :class:`SpectralLSTM` and cells. Weights are kept, and what else a layer
+    has (biases, input weights, mode, dtype, device, ``requires_grad``, forward and backward hooks)
+    is taken over. An optimizer has to be made afterwards, see :func:`parameter_groups`.
 
-    The default spectrum puts every σ within 1 % of 1, far from what a trained weight has, so most
-    of it is lost, and a warning says of which layers: a wider one keeps more, one around each
-    weight (see ``spectrum``) all of it.
+    A weight whose singular values the spectrum excludes is an error that names all such layers. The
+    default spectrum puts every σ within 1 % of 1, where neither trained weights nor those of a
+    fresh ``nn.Linear`` are: give one around each weight (see ``spectrum``), or a wider one, or
+    clip. U and V are kept then, and the report and a warning say how far each weight had to move.
 
     With fewer than min(m, n) reflectors U and V of a weight become its base, which is not trained,
     and the reflectors start from there, see :class:`SVDWeight`. Left alone, with the reason in the
@@ -122,7 +123,7 @@ def convert(
             a function of a layer's name and the singular values it has, which returns one:
             ``lambda name, sigma: SigmoidSpectrum.around(sigma, 1.2)`` keeps every weight and lets
             no norm grow beyond 1.2 times what it was.
-        out_of_bounds: "clip", or "raise" where a singular value is out of bounds.
+        out_of_bounds: "raise", or "clip" to move singular values into the bounds.
         inplace: Exchanges the layers inside ``model`` rather than in a deep copy. A model that is
             itself one such layer cannot change its type: use what is returned.
 
@@ -131,24 +132,25 @@ def convert(
 
     Raises:
         TypeError: if an argument has the wrong type, or ``select`` a type that has no counterpart.
-        ValueError: if an option is unknown, a weight is not finite, out of bounds with "raise", or
-            needs more reflectors, the model is wrapped in ``DistributedDataParallel``, which holds
-            its parameters, or is to be copied and sharded by ``fully_shard``.
+        ValueError: if an option is unknown, a weight is not finite or out of bounds, the model is
+            wrapped in ``DistributedDataParallel``, which holds its parameters, or is to be copied
+            and sharded by ``fully_shard``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
-        >>> model, report = convert(model, lambda name, layer: name != "2")
+        >>> model, report = convert(model, lambda name, layer: name != "2",
+        ...                         spectrum=lambda name, sigma: SigmoidSpectrum.around(sigma))
         >>> type(model[0]).__name__, type(model[2]).__name__
         ('SVDLinear', 'Linear')
         >>> print(report)
         name  layer                parameters  sigma before   sigma after  change
-        0     Linear -> SVDLinear   72 -> 144  ... .. ...   0.99 .. ...     ...%
+        0     Linear -> SVDLinear   72 -> 144  ... .. ...  ... .. ...    ...%
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if num_reflectors is not None:
         check_integer("num_reflectors", num_reflectors, 0)
-    check_choice("out_of_bounds", out_of_bounds, ("clip", "raise"))
+    check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
     if isinstance(spectrum, Spectrum) or not callable(spectrum):
         resolve_spectrum(spectrum)
     if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()):
@@ -161,7 +163,7 @@ def convert(
     )
     unreachable = compiled(model)
     replacements: dict[nn.Module, nn.Module] = {}
-    converted, skipped = [], []
+    converted, skipped, excluded = [], [], []
     kinds = tuple(COUNTERPARTS)
     for name, layer in model.named_modules():
         if select is None and isinstance(layer, SVDWeight):
@@ -178,6 +180,9 @@ def convert(
                 if not isinstance(spectrum, Spectrum) and callable(spectrum):
                     own = resolve_spectrum(spectrum(name, _singular_values(layer)))
                 new = _build(layer, num_reflectors, own, out_of_bounds)
+            except OutOfBoundsError as error:
+                excluded.append(f"{name or 'model'}: {error}".split(", out_of_bounds=")[0])
+                continue
             except ValueError as error:
                 raise ValueError(f"{name or 'model'}: {error}") from error
         if reason is not None:
@@ -185,6 +190,8 @@ def convert(
             continue
         replacements[layer] = new
         converted.append(_compare(name, layer, new))
+    if excluded:
+        raise ValueError(_told(excluded))
     for layer, new in replacements.items():
         carry_over(layer, new)
     model = replace_modules(model, replacements)
@@ -204,11 +211,21 @@ def _warn_of_changes(converted: list[ConvertedLayer]) -> None:
         more = [f"{len(changed) - 3} more, see the report"] if len(changed) > 3 else []
         warnings.warn(
             "convert moved singular values into the bounds, which changed trained weights: "
-            f"{', '.join(first + more)}. "
-            "spectrum=lambda name, sigma: SigmoidSpectrum.around(sigma) keeps every weight; "
-            "out_of_bounds='raise' refuses those that do not fit",
+            f"{', '.join(first + more)}. {KEEPING}",
             stacklevel=3,
         )
+
+
+KEEPING = "spectrum=lambda name, sigma: SigmoidSpectrum.around(sigma) keeps every weight"
+
+
+def _told(excluded: list[str]) -> str:
+    more = [f"and {len(excluded) - 3} more"] if len(excluded) > 3 else []
+    count = f"{len(excluded)} weights do" if len(excluded) > 1 else "1 weight does"
+    return (
+        f"{count} not fit the spectrum, and nothing was changed. {KEEPING}, "
+        f"out_of_bounds='clip' changes them.\n" + "\n".join(excluded[:3] + more)
+    )
 
 
 def _unbounded(

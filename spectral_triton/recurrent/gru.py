@@ -54,9 +54,11 @@ class SpectralGRU(RecurrentLayer):
             right).
         spectrum: Map to σ, or a sequence of three in the order of the gates;
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
-        init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        init: Start of each gate's matrix: "haar", as what a gate makes of the state should differ
+            between gates (the memory is in them, not in W); "identity", "henaff", "cayley".
         base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
             :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Shape:
         As ``torch.nn.GRU``: input (T, B, input_size), (B, T, input_size), (T, input_size) or a
@@ -72,8 +74,8 @@ class SpectralGRU(RecurrentLayer):
         >>> output, h_n = gru(torch.randn(50, 2, 3))
         >>> output.shape, h_n.shape
         (torch.Size([50, 2, 16]), torch.Size([1, 2, 16]))
-        >>> gru.singular_values().shape
-        torch.Size([3, 16])
+        >>> gru.singular_values.shape
+        torch.Size([1, 3, 16])
 
     References:
         Cho et al. Learning phrase representations using RNN encoder-decoder for statistical machine
@@ -101,10 +103,11 @@ class SpectralGRU(RecurrentLayer):
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(input_size, hidden_size, *options, init)
-        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base, margin)
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None

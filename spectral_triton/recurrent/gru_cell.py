@@ -38,9 +38,11 @@ class SpectralGRUCell(RecurrentCell):
             right).
         spectrum: Map to σ, or a sequence of three in the order of the gates (r, z, n);
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
-        init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        init: Start of each gate's matrix: "haar", as what a gate makes of the state should differ
+            between gates (the memory is in them, not in W); "identity", "henaff", "cayley".
         base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
             :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Shape:
         input (B, input_size) or (input_size,), state (B, n) or (n,), zero if not given; returns
@@ -72,9 +74,10 @@ class SpectralGRUCell(RecurrentCell):
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, init)
-        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base, margin)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next state."""

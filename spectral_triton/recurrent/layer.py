@@ -73,16 +73,23 @@ class RecurrentLayer(RecurrentModule):
             raise ValueError(f"reverse=True needs a bidirectional {type(self).__name__}")
         return self._svd_weight(f"_l{layer}{'_reverse' if reverse else ''}")
 
-    def factors(self, layer: int = 0, reverse: bool = False) -> HouseholderSVD:
-        """One transition matrix as an operator; of a gated layer the stack of its matrices."""
-        return self.svd_weight(layer, reverse).factors
+    @property
+    def factors(self) -> tuple[HouseholderSVD, ...]:
+        """The transition of each layer and direction as an operator, in the order of ``h_n``.
 
-    def singular_values(self, layer: int = 0, reverse: bool = False) -> Tensor:
-        """Singular values of one transition, unsorted and differentiable.
-
-        Shape (n,), or (gates, n) of a gated layer, with the gates in the order of torch.
+        That of a gated layer is the stack of its matrices, with the gates in the order of torch.
         """
-        return self.svd_weight(layer, reverse).singular_values
+        return tuple(self._svd_weight(suffix).factors for suffix in self._suffixes())
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Those of all transitions, unsorted, differentiable, float32 at least.
+
+        Shape (num_layers * directions, n) in the order of ``h_n``, of gated layers
+        (num_layers * directions, gates, n) with the gates in the order of torch. Those of one:
+        ``rnn.svd_weight(layer, reverse).singular_values``.
+        """
+        return torch.stack([self._svd_weight(s).singular_values for s in self._suffixes()])
 
     @property
     def mode(self) -> str:

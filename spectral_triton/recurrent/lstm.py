@@ -52,7 +52,7 @@ class SpectralLSTM(RecurrentLayer):
     for all its steps. While training the bounds are then those of W before the mask.
 
     >>> from spectral_triton.parametrizations import svd
-    >>> awd = svd(nn.LSTM(3, 16), "weight_hh_l0", num_blocks=4)
+    >>> awd = svd(nn.LSTM(3, 16), "weight_hh_l0", num_blocks=4, out_of_bounds="clip")
     >>> _ = nn.utils.parametrize.register_parametrization(awd, "weight_hh_l0", nn.Dropout(0.5))
 
     Args:
@@ -69,9 +69,11 @@ class SpectralLSTM(RecurrentLayer):
         num_reflectors: Reflectors per side and gate: None for all, an int or a pair (left, right).
         spectrum: Map to σ, or a sequence of four in the order of the gates;
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
-        init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        init: Start of each gate's matrix: "haar", as what a gate makes of the state should differ
+            between gates (the memory is in them, not in W); "identity", "henaff", "cayley".
         base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
             :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Shape:
         As ``torch.nn.LSTM``: input (T, B, input_size), (B, T, input_size), (T, input_size) or a
@@ -118,12 +120,13 @@ class SpectralLSTM(RecurrentLayer):
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(input_size, hidden_size, *options, init)
         check_integer("proj_size", proj_size, 0, hidden_size - 1)
         self.proj_size = proj_size
-        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base, margin)
 
     @property
     def _state_size(self) -> int:

@@ -39,9 +39,11 @@ class SpectralLSTMCell(RecurrentCell):
             right).
         spectrum: Map to σ, or a sequence of four in the order of the gates (i, f, g, o);
             ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
-        init: Start of each gate's matrix: "haar", "identity", "henaff" or "cayley".
+        init: Start of each gate's matrix: "haar", as what a gate makes of the state should differ
+            between gates (the memory is in them, not in W); "identity", "henaff", "cayley".
         base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
             :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Shape:
         input (B, input_size) or (input_size,), hx a pair (h, c) of (B, n) or (n,), zero if not
@@ -74,9 +76,10 @@ class SpectralLSTMCell(RecurrentCell):
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, init)
-        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base, margin)
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None

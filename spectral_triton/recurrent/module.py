@@ -85,6 +85,7 @@ class RecurrentModule(AssignableWeights):
         spectrum: Spectrum | Sequence[Spectrum] | None,
         init: str,
         base: str | None,
+        margin: float | None,
     ) -> None:
         """Registers and draws all parameters."""
         svd = {
@@ -92,6 +93,7 @@ class RecurrentModule(AssignableWeights):
             "spectrum": spectrum,
             "init": init,
             "base": base,
+            "margin": margin,
         }
         check_dtype(dtype)
         options = {"device": device, "dtype": dtype}

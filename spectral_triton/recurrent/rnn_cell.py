@@ -35,9 +35,10 @@ class SpectralRNNCell(RecurrentCell):
         dtype: Their floating dtype.
         num_reflectors: Reflectors per side: None for all n, an int or a pair (left, right).
         spectrum: Map to σ; ``SigmoidSpectrum(center=1, margin=0.01)`` if None.
-        init: Start of W_hh: "identity", "haar", "henaff" or "cayley".
+        init: Start of W_hh: "identity", at which the state is a memory; "haar", "henaff", "cayley".
         base: None, or "haar" for fixed U₀ and V₀ that few reflectors start from, see
             :class:`SVDWeight`.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
         negative_slope: Slope of leaky_relu below zero.
 
     Shape:
@@ -71,12 +72,13 @@ class SpectralRNNCell(RecurrentCell):
         spectrum: Spectrum | None = None,
         init: str = "identity",
         base: str | None = None,
+        margin: float | None = None,
         negative_slope: float = 0.01,
     ) -> None:
         check_nonlinearity(nonlinearity, negative_slope)
         super().__init__(input_size, hidden_size, bias, init)
         self.nonlinearity, self.negative_slope = nonlinearity, negative_slope
-        self._add_all(device, dtype, num_reflectors, spectrum, init, base)
+        self._add_all(device, dtype, num_reflectors, spectrum, init, base, margin)
 
     def _plain_shapes(self, features: int) -> dict[str, tuple[int, ...]]:
         shapes = super()._plain_shapes(features)

@@ -63,7 +63,7 @@ class Spectrum(ABC):
         """The singular value that a fresh layer starts with, within the bounds."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SigmoidSpectrum(Spectrum):
     r"""Keeps singular values within ``margin`` of ``center``.
 

@@ -59,9 +59,17 @@ class StackedSpectrum:
 
 
 def resolve_spectrum(
-    spectrum: Spectrum | Sequence[Spectrum] | None, num_blocks: int | None = None
+    spectrum: Spectrum | Sequence[Spectrum] | None,
+    num_blocks: int | None = None,
+    margin: float | None = None,
 ) -> Spectrum | StackedSpectrum:
-    """The default for None; TypeError for anything but a spectrum, or one for each block."""
+    """The default for None, or that of a margin; TypeError unless a spectrum or one per block."""
+    if margin is not None:
+        if spectrum is not None:
+            raise ValueError(
+                f"give margin or spectrum, not both: got margin={margin!r}, spectrum={spectrum!r}"
+            )
+        return SigmoidSpectrum(margin=margin)
     if spectrum is None:
         return SigmoidSpectrum()
     if num_blocks is not None and isinstance(spectrum, Sequence | StackedSpectrum):

@@ -59,7 +59,7 @@ class SVDAlgebra(ABC):
         """W x for every vector along the last dimension."""
 
     @abstractmethod
-    def _vectors(self, x: Tensor) -> tuple[Tensor, torch.Size]: ...
+    def _vectors(self, x: Tensor, name: str = "x") -> tuple[Tensor, torch.Size]: ...
 
     @abstractmethod
     def __matmul__(self, x: Tensor) -> Tensor: ...
@@ -77,19 +77,21 @@ class SVDAlgebra(ABC):
     def _with(self, u: OrthogonalFactor, singular_values: Tensor, v: OrthogonalFactor) -> Self:
         return self._make(u, singular_values, v, self.signs)
 
-    def solve(self, b: Tensor, *, check_errors: bool = True) -> Tensor:
-        r"""Solves W x = b: exactly where W is square, else by least squares of minimum norm.
+    def solve(self, y: Tensor, *, check_errors: bool = True) -> Tensor:
+        r"""The x with W x = y for every vector along the last dimension: undoes :meth:`apply`.
 
-        Costs as much as a product with W.
+        Exact where W is square, else by least squares of minimum norm. Costs as much as a product
+        with W. For columns, as ``torch.linalg.solve`` has them: ``factors.inverse() @ columns``.
 
         Args:
-            b: Shape ``(m,)`` or ``(..., m, B)``.
+            y: Shape ``(..., m)``, as :meth:`apply` returns it.
             check_errors: As in :meth:`inverse`; a rectangular W goes through :meth:`pinv`.
 
         Returns:
-            Shape ``(n,)`` or ``(..., n, B)``.
+            Shape ``(..., n)``, dtype of ``y``.
 
         Raises:
+            TypeError, ValueError: as :meth:`apply`, naming ``y``.
             torch.linalg.LinAlgError: if W is square and a singular value is zero.
 
         Example:
@@ -99,8 +101,8 @@ class SVDAlgebra(ABC):
         """
         is_square = self.shape[-2] == self.shape[-1]
         inverse = self.inverse(check_errors=check_errors) if is_square else self.pinv()
-        # Not inverse @ b, which torch.compile takes for a product of tensors.
-        return inverse.__matmul__(b)
+        inverse._vectors(y, "y")
+        return inverse.apply(y)
 
     def inverse(self, *, check_errors: bool = True) -> Self:
         r"""The inverse :math:`V \mathrm{diag}(s/\sigma) U^\top`, with the same reflectors, at once.

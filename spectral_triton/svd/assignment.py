@@ -24,6 +24,15 @@ class AssignableWeights(nn.Module):
         """A dense weight in the shape that its factors have."""
         return w
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        plain = name.removesuffix("_orig")  # As pruning calls what it puts in a weight's place.
+        if plain != name and self._assignable(plain) is not None:
+            raise TypeError(
+                f"{plain} of {type(self).__name__} is computed from its factors and cannot be "
+                "pruned or normalised: prune those (svd.left, svd.right), or bake the layer first"
+            )
+        super().register_parameter(name, param)
+
     def __setattr__(self, name: str, value: Any) -> None:
         weight = self._assignable(name)
         if weight is None:

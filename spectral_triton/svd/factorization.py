@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -35,6 +36,10 @@ class DenseFactors(NamedTuple):
 
 class TooFewReflectorsError(ValueError):
     """A dense matrix cannot be written with the number of reflectors asked for."""
+
+
+class OutOfBoundsError(ValueError):
+    """A dense matrix has singular values that the bounds exclude."""
 
 
 @torch.no_grad()
@@ -136,13 +141,21 @@ def into_bounds(
     flipped = _distance(-sigma, bounds) < _distance(sigma, bounds)
     signed = torch.where(flipped, -sigma, sigma)
     if out_of_bounds == "raise" and (_distance(signed, bounds) > slack).any():
-        raise ValueError(
+        raise OutOfBoundsError(
             f"the matrix has singular values from {sigma.min().item():.9g} to "
             f"{sigma.max().item():.9g}, outside the bounds {tuple(bounds)}; "
-            "out_of_bounds='clip' moves them inside, in convert, set_dense_, set_spectrum_ and all "
-            "that begins with from_"
+            f"{_fitting(sigma)} would hold them, out_of_bounds='clip' moves them inside"
         )
     return signed.clamp(*bounds), torch.where(flipped, -signs, signs)
+
+
+def _fitting(sigma: Tensor) -> str:
+    """The call of a spectrum that has room for singular values."""
+    lower, upper = sigma.min().item() / 1.2, sigma.max().item() * 1.2
+    if upper <= 0 or not math.isfinite(upper):
+        return "SoftplusSpectrum()"
+    center, margin = (upper + lower) / 2, (upper - lower) / 2
+    return f"SigmoidSpectrum(center={center:.3g}, margin={margin:.3g})"
 
 
 def _distance(values: Tensor, bounds: tuple[float, float]) -> Tensor:

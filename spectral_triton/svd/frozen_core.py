@@ -30,8 +30,8 @@ def frozen_core(
         sigma: The singular values.
 
     Returns:
-        None where σ is trained, also while no gradients are recorded, or where a program is traced or transformed, which would take what
-        is kept for a constant.
+        None where σ is trained, also while no gradients are recorded, or where a program is traced
+        or transformed, which would take what is kept for a constant.
     """
     plain = all(t is None or type(t) in (Tensor, nn.Parameter) for t in made_of)
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()

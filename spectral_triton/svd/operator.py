@@ -77,6 +77,9 @@ class HouseholderSVD(LowRankAlgebra):
     the vectors, any number of times. All arithmetic is in float32 at least, also under autocast:
     factors of half precision are converted on construction.
 
+    Vectors lie along the last dimension in all methods (``apply``, ``solve``), as in ``nn.Linear``;
+    ``@`` alone takes columns, as ``torch.matmul``.
+
     With nonzero reflectors and positive singular values the sign of det W is fixed: each reflector
     contributes -1, so gradient descent cannot cross from one sign to the other. ``signs`` holds
     what reflectors and positive σ cannot express; a signed σ (``SignedSpectrum``) can cross zero.
@@ -279,22 +282,22 @@ class HouseholderSVD(LowRankAlgebra):
                 y = y + bias
         return (y.squeeze(-2) if x.dim() == 1 else y).to(x.dtype)
 
-    def _vectors(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+    def _vectors(self, x: Tensor, name: str = "x") -> tuple[Tensor, torch.Size]:
         """x as rows (..., B, n), and the batch dimensions of a product with them."""
-        self._check_precision("x", x)
+        self._check_precision(name, x)
         n = self.right.shape[-1]
         if x.dim() < 1 or x.shape[-1] != n:
             raise ValueError(
-                f"x must hold vectors of length {n} for a matrix of shape {tuple(self.shape)}, "
-                f"got x of shape {tuple(x.shape)}"
+                f"{name} must hold vectors of length {n} along its last dimension for a matrix of "
+                f"shape {tuple(self.shape)}, got {name} of shape {tuple(x.shape)}"
             )
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         try:
             return rows, broadcast_batch(rows.shape[:-2], self._batch)
         except RuntimeError:
             raise ValueError(
-                f"batch dimensions of x of shape {tuple(x.shape)} must broadcast with those of a "
-                f"matrix of shape {tuple(self.shape)}"
+                f"batch dimensions of {name} of shape {tuple(x.shape)} must broadcast with those "
+                f"of a matrix of shape {tuple(self.shape)}"
             ) from None
 
     def _check_precision(self, name: str, x: Tensor) -> None:

@@ -65,6 +65,7 @@ class SVDWeight(SpectrumRecord):
         num_blocks: None for one matrix, or a number of matrices of this size, each with factors of
             its own: everything below then has one more dimension in front, and ``spectrum`` may
             also be a sequence of one per matrix.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Attributes:
         left: Reflectors of U, shape ``(k_u, m)``, used from the diagonal on.
@@ -109,6 +110,7 @@ class SVDWeight(SpectrumRecord):
         init: str = "haar",
         num_blocks: int | None = None,
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         super().__init__()
         check_integer("out_features", out_features, 1)
@@ -121,7 +123,7 @@ class SVDWeight(SpectrumRecord):
         check_dtype(dtype)
         self.out_features, self.in_features = out_features, in_features
         self.num_reflectors = resolve_num_reflectors(num_reflectors, out_features, in_features)
-        self.spectrum = resolve_spectrum(spectrum, num_blocks)
+        self.spectrum = resolve_spectrum(spectrum, num_blocks, margin)
         self.init, self.num_blocks = init, num_blocks
         k_u, k_v = self.num_reflectors
         p = min(out_features, in_features)
@@ -156,6 +158,13 @@ class SVDWeight(SpectrumRecord):
         # Pickles of before there were bases.
         for name in ("left_base", "right_base"):
             self._parameters.setdefault(name, None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(
+                "SVDWeight has no weight: set_dense_(w) sets W, to_dense() reads it"
+            )
+        super().__setattr__(name, value)
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         """Reflectors and σ̂, without the bases."""

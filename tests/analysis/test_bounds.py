@@ -22,7 +22,7 @@ def network(nonlinearity="identity", *, center=1.0, margin=0.2, raw=None, **opti
         F,
         N,
         nonlinearity=nonlinearity,
-        spectrum=SigmoidSpectrum(center, margin),
+        spectrum=SigmoidSpectrum(center=center, margin=margin),
         init="haar",
         **options,
     )
@@ -141,8 +141,8 @@ def test_bound_is_a_sum_of_powers():
 @pytest.mark.parametrize(
     ("options", "factor"),
     [
-        ({"spectrum": SigmoidSpectrum(1.0, 0.25)}, 1.25),
-        ({"spectrum": SigmoidSpectrum(-1.0, 0.25)}, 1.25),
+        ({"spectrum": SigmoidSpectrum(center=1.0, margin=0.25)}, 1.25),
+        ({"spectrum": SigmoidSpectrum(center=-1.0, margin=0.25)}, 1.25),
         ({"spectrum": FixedSpectrum(0.5)}, 0.5),
         ({"spectrum": SoftplusSpectrum()}, math.inf),
         (

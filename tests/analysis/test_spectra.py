@@ -14,7 +14,9 @@ def svdvals(matrix):
 
 
 def test_values_of_factored_matrices_are_those_of_the_dense_ones():
-    net = nn.Sequential(SVDLinear(4, 6, spectrum=SigmoidSpectrum(0.0, 0.5)), SpectralRNN(6, 5))
+    net = nn.Sequential(
+        SVDLinear(4, 6, spectrum=SigmoidSpectrum(center=0.0, margin=0.5)), SpectralRNN(6, 5)
+    )
     with torch.no_grad():
         net[0].svd.raw_singular_values.normal_(std=3)
         net[1].svd_weight().raw_singular_values.normal_(std=3)
@@ -57,7 +59,13 @@ def test_gates_are_apart(kind, gates):
 )
 @pytest.mark.parametrize("further", [False, True])
 def test_parametrized_weights(make, name, blocks, further):
-    net = svd(make(), name, num_blocks=blocks, spectrum=SigmoidSpectrum(1.0, 0.5))
+    net = svd(
+        make(),
+        name,
+        num_blocks=blocks,
+        spectrum=SigmoidSpectrum(center=1.0, margin=0.5),
+        out_of_bounds="clip",
+    )
     with torch.no_grad():
         net.parametrizations[name].original2.normal_()
     if further:

@@ -37,7 +37,7 @@ class Model(nn.Module):
         self.encoder = SVDLinear(6, 10, num_reflectors=3)
         self.middle = SVDLinear(10, 10, num_reflectors=2, base="haar")
         self.rnn = SpectralRNN(10, 9, num_reflectors=3, nonlinearity="modrelu")
-        self.head = parametrizations.svd(nn.Linear(9, 5))
+        self.head = parametrizations.svd(nn.Linear(9, 5), out_of_bounds="clip")
 
     def forward(self, x):
         return self.head(self.rnn(self.middle(self.encoder(x)))[0][-1])
@@ -67,7 +67,7 @@ def train(model, optimizer, steps, share=slice(None)):
 
 def penalty(model):
     """A function of the factors, not of any batch."""
-    inverse = model.rnn.factors().solve(torch.ones(9))
+    inverse = model.rnn.factors[0].solve(torch.ones(9))
     return inverse.square().sum() + model.encoder.weight[0].sum() + model.head.weight.square().sum()
 
 
@@ -141,8 +141,8 @@ def main(folder):
         "linear": model.encoder.weight.detach(),
         "with a base": model.middle.weight.detach(),
         "bias": model.encoder.to_linear().bias.detach(),
-        "singular_values": model.rnn.singular_values().detach(),
-        "sign": model.rnn.factors().slogdet().sign,
+        "singular_values": model.rnn.singular_values.detach(),
+        "sign": model.rnn.factors[0].slogdet().sign,
         "head": model.head.weight.detach(),
         "lipschitz": lipschitz_constant(nn.Sequential(model.encoder, nn.Tanh(), model.head)),
         "spectrum": spectra(model)["head.weight"],

@@ -68,7 +68,7 @@ def test_equals_torch(kind, sizes, options, batch):
 
 @pytest.mark.parametrize(("kind", "sizes", "options"), CASES)
 def test_singular_values_are_those_of_each_group(kind, sizes, options):
-    own = kind(*sizes, **options, spectrum=SigmoidSpectrum(0.5, 0.3))
+    own = kind(*sizes, **options, spectrum=SigmoidSpectrum(center=0.5, margin=0.3))
     with torch.no_grad():
         own.svd.raw_singular_values.normal_(std=2)
     groups = options.get("groups", 1)
@@ -91,7 +91,7 @@ def test_few_reflectors_train(num_reflectors):
 
 
 def test_start():
-    conv = SVDConv2d(10, 300, 3, spectrum=SigmoidSpectrum(0.5, 0.1))
+    conv = SVDConv2d(10, 300, 3, spectrum=SigmoidSpectrum(center=0.5, margin=0.1))
     torch.testing.assert_close(conv.singular_values, torch.full((90,), 0.5))
     assert conv.bias.abs().max() <= 1 / math.sqrt(90)
     assert conv.bias.std() > 0.4 / math.sqrt(90)

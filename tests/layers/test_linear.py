@@ -60,7 +60,7 @@ def test_without_bias():
 
 def test_start():
     torch.manual_seed(0)
-    layer = SVDLinear(400, 300, spectrum=SigmoidSpectrum(0.5, 0.1))
+    layer = SVDLinear(400, 300, spectrum=SigmoidSpectrum(center=0.5, margin=0.1))
     torch.testing.assert_close(layer.singular_values, torch.full((300,), 0.5))
     assert layer.bias.abs().max() <= 1 / 400**0.5
     assert layer.bias.std() > 0.4 / 400**0.5
@@ -348,7 +348,7 @@ def test_what_has_no_inverse():
         SVDLinear(3, 4).inverse(torch.ones(4))
     with pytest.raises(ValueError, match="slogdet needs a square matrix"):
         SVDLinear(3, 4).logabsdet()
-    layer = SVDLinear(3, 3, spectrum=SigmoidSpectrum(0, 1))
+    layer = SVDLinear(3, 3, spectrum=SigmoidSpectrum(center=0, margin=1))
     with pytest.raises(torch.linalg.LinAlgError, match="singular"):
         layer.inverse(torch.ones(3))
     with pytest.raises(ValueError, match=r"out_features = 3, got \(4,\)"):

@@ -27,13 +27,16 @@ def test_layers_by_widths():
 
 
 def test_options_reach_every_layer():
-    options = {"spectrum": FixedSpectrum(0.5), "residual_spectrum": SigmoidSpectrum(0, 0.1)}
+    options = {
+        "spectrum": FixedSpectrum(0.5),
+        "residual_spectrum": SigmoidSpectrum(center=0, margin=0.1),
+    }
     mlp = SVDMLP([5, 8, 8, 2], False, dtype=torch.float32, num_reflectors=4, **options)
     weights = [mlp[0].svd, mlp[2].linear.svd, mlp[3].svd]
     assert [weight.num_reflectors for weight in weights] == [(4, 4), (4, 4), (2, 2)]
     assert [weight.spectrum for weight in weights] == [
         FixedSpectrum(0.5),
-        SigmoidSpectrum(0, 0.1),
+        SigmoidSpectrum(center=0, margin=0.1),
         FixedSpectrum(0.5),
     ]
     assert all(p.dtype == torch.float32 and "bias" not in n for n, p in mlp.named_parameters())

@@ -38,9 +38,15 @@ LAYERS = [
     (lambda: SpectralLSTMCell(4, 3, bias=False), nn.LSTMCell, (5, 4)),
     (lambda: SpectralRNNCell(4, 3), nn.RNNCell, (5, 4)),
     (lambda: SpectralRNNCell(4, 3, False, "relu"), nn.RNNCell, (5, 4)),
-    (lambda: parametrizations.svd(nn.Linear(4, 3)), nn.Linear, (5, 4)),
-    (lambda: parametrizations.svd(nn.Conv1d(4, 3, 2)), nn.Conv1d, (5, 4, 6)),
-    (lambda: parametrizations.svd(nn.LSTM(4, 3), "weight_hh_l0", num_blocks=4), nn.LSTM, (6, 5, 4)),
+    (lambda: parametrizations.svd(nn.Linear(4, 3), out_of_bounds="clip"), nn.Linear, (5, 4)),
+    (lambda: parametrizations.svd(nn.Conv1d(4, 3, 2), out_of_bounds="clip"), nn.Conv1d, (5, 4, 6)),
+    (
+        lambda: parametrizations.svd(
+            nn.LSTM(4, 3), "weight_hh_l0", num_blocks=4, out_of_bounds="clip"
+        ),
+        nn.LSTM,
+        (6, 5, 4),
+    ),
 ]
 
 
@@ -99,7 +105,9 @@ def test_plain_layers_inside_of_blocks():
 
 
 def test_the_model_is_not_changed():
-    model = nn.Sequential(SVDLinear(3, 3), parametrizations.svd(nn.Linear(3, 3)))
+    model = nn.Sequential(
+        SVDLinear(3, 3), parametrizations.svd(nn.Linear(3, 3), out_of_bounds="clip")
+    )
     x, before = torch.randn(2, 3), copy.deepcopy(model.state_dict())
     expected = model(x)
     baked = bake_silently(model)
@@ -126,7 +134,7 @@ def test_shared_modules_and_parameters_stay_shared():
 
 def test_frozen_stays_frozen():
     model = nn.Sequential(SVDLinear(3, 3), SpectralRNNCell(3, 3), SVDLinear(3, 3))
-    model.append(parametrizations.svd(nn.Linear(3, 3)))
+    model.append(parametrizations.svd(nn.Linear(3, 3), out_of_bounds="clip"))
     model[0].svd.requires_grad_(False)
     model[2].bias.requires_grad_(False)
     model[2].svd.left.requires_grad_(False)
@@ -158,7 +166,9 @@ def test_what_cannot_be_baked_is_named():
             "bare": SVDWeight(3, 3),
             "mine": Mine(3, 3),
             "normed": nn.utils.parametrizations.weight_norm(SVDLinear(3, 3), "bias", dim=None),
-            "chain": nn.utils.parametrizations.spectral_norm(parametrizations.svd(nn.Linear(3, 3))),
+            "chain": nn.utils.parametrizations.spectral_norm(
+                parametrizations.svd(nn.Linear(3, 3), out_of_bounds="clip")
+            ),
             "fine": SVDLinear(3, 3),
         }
     )

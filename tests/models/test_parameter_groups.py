@@ -26,9 +26,13 @@ class Network(nn.Module):
         self.linear = SVDLinear(3, 4, spectrum=FixedSpectrum())
         self.rnn = SpectralRNN(2, 3, num_layers=2, bidirectional=True)
         self.cell = SpectralRNNCell(2, 3)
-        self.conv = parametrizations.svd(nn.Conv2d(2, 3, 2))
-        self.lstm = parametrizations.svd(nn.LSTM(2, 3), "weight_hh_l0", num_blocks=4)
-        self.fixed = parametrizations.svd(nn.Linear(3, 3), spectrum=FixedSpectrum())
+        self.conv = parametrizations.svd(nn.Conv2d(2, 3, 2), out_of_bounds="clip")
+        self.lstm = parametrizations.svd(
+            nn.LSTM(2, 3), "weight_hh_l0", num_blocks=4, out_of_bounds="clip"
+        )
+        self.fixed = parametrizations.svd(
+            nn.Linear(3, 3), spectrum=FixedSpectrum(), out_of_bounds="clip"
+        )
         self.other = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
         self.norm = nn.LayerNorm(3)
         self.left = nn.Parameter(torch.ones(2, 2))

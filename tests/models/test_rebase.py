@@ -24,7 +24,9 @@ def trained(steps=3, optimizer=torch.optim.Adam, **options):
     torch.manual_seed(0)
     model = nn.Sequential(
         SVDLinear(6, 6, num_reflectors=(2, 3), base="haar", spectrum=WIDE),
-        parametrizations.svd(nn.Linear(6, 5), num_reflectors=2, spectrum=WIDE),
+        parametrizations.svd(
+            nn.Linear(6, 5), num_reflectors=2, spectrum=WIDE, out_of_bounds="clip"
+        ),
         SVDLinear(5, 5),
     )
     optimizer = optimizer(model.parameters(), lr=0.05, **options)

@@ -16,12 +16,14 @@ def randomize(module, scale=1.0):
 
 
 def test_is_what_its_formula_says():
-    gru = randomize(SpectralGRU(2, 3, num_reflectors=2, spectrum=SigmoidSpectrum(1.0, 0.5)))
+    gru = randomize(
+        SpectralGRU(2, 3, num_reflectors=2, spectrum=SigmoidSpectrum(center=1.0, margin=0.5))
+    )
     weight = gru.svd_hh_l0
     gates = [
         reference.svd_to_dense(
             weight.left[gate].triu(),
-            gru.singular_values()[gate],
+            gru.singular_values[0, gate],
             weight.right[gate].triu(),
             weight.signs[gate],
         )

@@ -72,26 +72,26 @@ def test_from_torch_out_of_bounds(kind):
 
 @pytest.mark.parametrize(("kind", "gates"), [(SpectralLSTM, 4), (SpectralGRU, 3)])
 def test_access_to_transitions(kind, gates):
-    spectrum = SigmoidSpectrum(1.0, 0.1)
+    spectrum = SigmoidSpectrum(center=1.0, margin=0.1)
     own = kind(2, 4, 2, bidirectional=True, num_reflectors=(3, 2), spectrum=spectrum)
     with torch.no_grad():
         for parameter in own.parameters():
             parameter.copy_(torch.randn_like(parameter))
-    for layer, reverse in itertools.product((0, 1), (False, True)):
+    for index, (layer, reverse) in enumerate(itertools.product((0, 1), (False, True))):
         name = f"_l{layer}{'_reverse' if reverse else ''}"
         assert own.svd_weight(layer, reverse) is own.get_submodule(f"svd_hh{name}")
-        factors = own.factors(layer, reverse)
+        factors = own.factors[index]
         assert factors.num_reflectors == (3, 2)
         assert factors.shape == (gates, 4, 4)
         dense = getattr(own, f"weight_hh{name}")
         assert torch.equal(factors.to_dense().flatten(0, 1), dense)
-        sigma = own.singular_values(layer, reverse).sort(-1, descending=True).values
+        sigma = own.singular_values[index].sort(-1, descending=True).values
         actual = torch.linalg.svdvals(dense.unflatten(0, (gates, 4)))
         torch.testing.assert_close(actual, sigma, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match="layer must be at most 1, got 2"):
-        own.factors(2)
+        own.svd_weight(2)
     with pytest.raises(ValueError, match=f"needs a bidirectional {kind.__name__}"):
-        kind(2, 4).singular_values(reverse=True)
+        kind(2, 4).svd_weight(reverse=True)
     for absent in ("weight_hh_l2", "weight_hh_l0_other", "weights"):
         with pytest.raises(AttributeError, match=absent):
             getattr(own, absent)
@@ -154,7 +154,7 @@ def test_rnn_has_a_mode_too():
 
 
 def test_dropconnect_by_a_second_parametrization():
-    lstm = svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4)
+    lstm = svd(nn.LSTM(3, 4), "weight_hh_l0", num_blocks=4, out_of_bounds="clip")
     nn.utils.parametrize.register_parametrization(lstm, "weight_hh_l0", nn.Dropout(0.5))
     x = torch.randn(6, 2, 3)
     one, other = lstm(x)[0], lstm(x)[0]

@@ -9,7 +9,7 @@ from spectral_triton.spectra.spectrum import FixedSpectrum, SigmoidSpectrum, Sof
 
 
 def test_is_what_its_formula_says():
-    lstm = SpectralLSTM(2, 3, num_reflectors=2, spectrum=SigmoidSpectrum(1.0, 0.5))
+    lstm = SpectralLSTM(2, 3, num_reflectors=2, spectrum=SigmoidSpectrum(center=1.0, margin=0.5))
     with torch.no_grad():
         for parameter in lstm.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -17,7 +17,7 @@ def test_is_what_its_formula_says():
     gates = [
         reference.svd_to_dense(
             weight.left[gate].triu(),
-            lstm.singular_values()[gate],
+            lstm.singular_values[0, gate],
             weight.right[gate].triu(),
             weight.signs[gate],
         )
@@ -46,7 +46,7 @@ def test_each_gate_may_have_its_spectrum():
     torch.testing.assert_close(f, torch.full((4,), 0.5))
     assert (g > 2).all()
     torch.testing.assert_close(o, torch.full((4,), 3.0))
-    assert torch.equal(lstm.singular_values()[1], torch.full((4,), 0.5))
+    assert torch.equal(lstm.singular_values[0, 1], torch.full((4,), 0.5))
 
 
 def test_projection_is_plain_and_transitions_are_rectangular():
@@ -54,7 +54,7 @@ def test_projection_is_plain_and_transitions_are_rectangular():
     assert lstm.weight_hr_l1_reverse.shape == (3, 5)
     assert lstm.weight_ih_l1.shape == (20, 6)
     assert lstm.weight_hh_l0.shape == (20, 3)
-    assert lstm.singular_values().shape == (4, 3)
+    assert lstm.singular_values.shape == (4, 4, 3)
     assert "proj_size=3" in repr(lstm)
     output, (h_n, c_n) = lstm(torch.randn(4, 1, 2))
     assert (output.shape, h_n.shape, c_n.shape) == ((4, 1, 6), (4, 1, 3), (4, 1, 5))

@@ -143,7 +143,11 @@ def test_from_the_meta_device(name):
 def test_loads_torch_checkpoints(name):
     plain = orthogonal(name)
     state = plain.state_dict()
-    for spectrum in (None, SigmoidSpectrum(1.0, 0.5), [SigmoidSpectrum()] * MODULES[name][3]):
+    for spectrum in (
+        None,
+        SigmoidSpectrum(center=1.0, margin=0.5),
+        [SigmoidSpectrum()] * MODULES[name][3],
+    ):
         own = randomize(make(name, spectrum=spectrum))
         own.load_state_dict(state)
         assert_same(own, plain, 1e-12)
@@ -165,7 +169,7 @@ def test_refuses_what_does_not_fit_and_stays_as_it_was(name):
     with pytest.raises(RuntimeError, match=match):
         own.load_state_dict(state)
     assert all(torch.equal(tensor, before[k]) for k, tensor in own.state_dict().items())
-    wide = make(name, spectrum=SigmoidSpectrum(1.25, 0.5))
+    wide = make(name, spectrum=SigmoidSpectrum(center=1.25, margin=0.5))
     wide.load_state_dict(state)
     torch.testing.assert_close(getattr(wide, key), state[key])
     few = make(name, num_reflectors=1)
@@ -190,7 +194,7 @@ def test_orthogonal_spectrum_has_no_singular_parameters(name):
 
 @every_module
 def test_bounds_hold_through_training_and_weight_decay(name):
-    own = make(name, spectrum=SigmoidSpectrum(1.0, 0.05), dtype=torch.float32)
+    own = make(name, spectrum=SigmoidSpectrum(center=1.0, margin=0.05), dtype=torch.float32)
     optimizer = torch.optim.AdamW(own.parameters(), lr=0.05, weight_decay=0.3)
     weights = {k: m for k, m in own.named_modules() if k.startswith("svd_hh")}
     start = {key: weight.to_dense().detach() for key, weight in weights.items()}

@@ -88,7 +88,7 @@ def test_input_weights(bias):
 
 def test_input_weights_may_be_parametrized():
     rnn = SpectralRNN(3, 5, num_reflectors=2)
-    parametrizations.svd(rnn, "weight_ih_l0")
+    parametrizations.svd(rnn, "weight_ih_l0", out_of_bounds="clip")
     weight, _ = input_weights(rnn, "_l0", torch.randn(1, 1, 3))
     torch.testing.assert_close(weight, rnn.weight_ih_l0)
     output, _ = rnn(torch.randn(4, 2, 3))
@@ -187,7 +187,7 @@ def test_refuses_what_does_not_fit_and_stays_as_it_was():
     with pytest.raises(RuntimeError, match=match):
         model.load_state_dict(state)
     assert all(torch.equal(tensor, before[key]) for key, tensor in own.state_dict().items())
-    wide = SpectralRNN(2, 4, 2, spectrum=SigmoidSpectrum(1.25, 0.5))
+    wide = SpectralRNN(2, 4, 2, spectrum=SigmoidSpectrum(center=1.25, margin=0.5))
     wide.load_state_dict(plain.state_dict())
     torch.testing.assert_close(wide.weight_hh_l1, plain.weight_hh_l1.detach())
 
@@ -215,14 +215,14 @@ def test_strictness_is_that_of_torch():
 
 def test_access_to_transitions():
     own = randomize(SpectralRNN(2, 4, 2, bidirectional=True, num_reflectors=(3, 2)))
-    for layer, reverse in itertools.product((0, 1), (False, True)):
+    for index, (layer, reverse) in enumerate(itertools.product((0, 1), (False, True))):
         name = f"_l{layer}{'_reverse' if reverse else ''}"
         assert own.svd_weight(layer, reverse) is own.get_submodule(f"svd_hh{name}")
-        factors = own.factors(layer, reverse)
+        factors = own.factors[index]
         assert factors.num_reflectors == (3, 2)
         dense = getattr(own, f"weight_hh{name}")
         torch.testing.assert_close(factors.to_dense(), dense)
-        sigma = own.singular_values(layer, reverse)
+        sigma = own.singular_values[index]
         torch.testing.assert_close(
             torch.linalg.svdvals(dense), sigma.sort(descending=True).values, rtol=1e-12, atol=0
         )

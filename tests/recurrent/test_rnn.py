@@ -212,7 +212,7 @@ def test_starts_as_a_memory():
     assert (haar - torch.eye(6)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("spectrum", [None, SigmoidSpectrum(1, 0.1, 20.0)])
+@pytest.mark.parametrize("spectrum", [None, SigmoidSpectrum(center=1, margin=0.1, scale=20.0)])
 def test_training_keeps_the_bounds_and_changes_the_output(spectrum):
     own = SpectralRNN(2, 8, nonlinearity="relu", spectrum=spectrum, dtype=torch.float32)
     margin = 0.01 if spectrum is None else 0.1
@@ -238,7 +238,7 @@ def test_training_keeps_the_bounds_and_changes_the_output(spectrum):
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "leaky_relu", "identity"])
 def test_gradient_over_time_is_bounded(nonlinearity):
-    time, spectrum = 12, SigmoidSpectrum(1.0, 0.1)
+    time, spectrum = 12, SigmoidSpectrum(center=1.0, margin=0.1)
     own = SpectralRNN(2, 4, nonlinearity=nonlinearity, spectrum=spectrum)
     randomize(own, 30.0)
     with torch.no_grad():
@@ -263,7 +263,7 @@ def test_half_precision_errs_no_more_than_torch(dtype):
     plain = exact.to_rnn().to(dtype)(x)[0]
     error, theirs = ((y.double() - expected).abs().max() for y in (output, plain))
     assert error <= 2 * theirs + 2 * torch.finfo(dtype).eps
-    assert (own.singular_values() - 1).abs().max() <= 0.01
+    assert (own.singular_values - 1).abs().max() <= 0.01
 
 
 def test_autocast_errs_no_more_than_torch():
@@ -359,7 +359,7 @@ def test_from_torch_out_of_bounds():
         SpectralRNN.from_rnn(plain)
     clipped = SpectralRNN.from_rnn(plain, out_of_bounds="clip")
     close(clipped.weight_hh_l0, torch.diag(torch.tensor([0.99002, 1.0, 1.00998])), 1e-12)
-    wide = SpectralRNN.from_rnn(plain, spectrum=SigmoidSpectrum(1.5, 1.0))
+    wide = SpectralRNN.from_rnn(plain, spectrum=SigmoidSpectrum(center=1.5, margin=1.0))
     close(wide.weight_hh_l0, plain.weight_hh_l0.detach())
     with torch.no_grad():
         plain.weight_hh_l0.copy_(torch.linalg.qr(torch.randn(3, 3)).Q)

@@ -115,9 +115,9 @@ def test_bad_options_are_named(error, match, arguments, options):
 def test_bad_layer_is_named():
     own = SpectralRNN(2, 3, 2)
     with pytest.raises(ValueError, match="layer must be at most 1, got 2"):
-        own.factors(2)
+        own.svd_weight(2)
     with pytest.raises(ValueError, match="reverse=True needs a bidirectional"):
-        own.singular_values(0, reverse=True)
+        own.svd_weight(0, reverse=True)
     with pytest.raises(AttributeError, match="weight_hh_l2"):
         _ = own.weight_hh_l2
 

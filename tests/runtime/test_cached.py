@@ -51,9 +51,11 @@ MAKERS = {
     "gru": (lambda: SpectralGRU(4, 6), (7, 2, 4)),
     "gru cell": (lambda: SpectralGRUCell(4, 6, num_reflectors=3), (3, 4)),
     "gru cell, no bias": (lambda: SpectralGRUCell(4, 6, bias=False), (3, 4)),
-    "parametrized": (lambda: parametrizations.svd(nn.Linear(4, 6)), (5, 4)),
+    "parametrized": (lambda: parametrizations.svd(nn.Linear(4, 6), out_of_bounds="clip"), (5, 4)),
     "parametrized lstm": (
-        lambda: parametrizations.svd(nn.LSTM(4, 6), "weight_hh_l0", num_blocks=4),
+        lambda: parametrizations.svd(
+            nn.LSTM(4, 6), "weight_hh_l0", num_blocks=4, out_of_bounds="clip"
+        ),
         (7, 2, 4),
     ),
 }

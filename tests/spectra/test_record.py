@@ -32,12 +32,15 @@ def model(spectrum):
     with warnings.catch_warnings():
         # Of the weight, which the bounds change.
         warnings.simplefilter("ignore")
-        parametrized = parametrizations.svd(nn.Linear(3, 3), spectrum=spectrum)
+        parametrized = parametrizations.svd(
+            nn.Linear(3, 3), spectrum=spectrum, out_of_bounds="clip"
+        )
     return nn.Sequential(SVDLinear(3, 3, spectrum=spectrum), parametrized)
 
 
 @pytest.mark.parametrize(
-    "spectrum", [SigmoidSpectrum(0.5, 0.1), SignedSpectrum(), FixedSpectrum(0.7), Exponential()]
+    "spectrum",
+    [SigmoidSpectrum(center=0.5, margin=0.1), SignedSpectrum(), FixedSpectrum(0.7), Exponential()],
 )
 def test_the_same_spectrum_loads_in_silence(spectrum):
     saved = io.BytesIO()
@@ -46,15 +49,15 @@ def test_the_same_spectrum_loads_in_silence(spectrum):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(copy.deepcopy(spectrum)).load_state_dict(torch.load(saved))
-        model(SigmoidSpectrum(0.5, 0.2)).load_state_dict(
+        model(SigmoidSpectrum(center=0.5, margin=0.2)).load_state_dict(
             dict(model(SigmoidSpectrum()).state_dict())
         )
 
 
 def test_another_spectrum_warns_and_names_both():
-    saved = model(SigmoidSpectrum(1.0, 0.5)).state_dict()
+    saved = model(SigmoidSpectrum(center=1.0, margin=0.5)).state_dict()
     with pytest.warns(UserWarning, match="which makes another W") as caught:
-        model(SigmoidSpectrum(1.0, 0.01)).load_state_dict(saved)
+        model(SigmoidSpectrum(center=1.0, margin=0.01)).load_state_dict(saved)
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == 2
     assert messages[0].startswith("0.svd was saved with the spectrum SigmoidSpectrum(center=1.0, m")
@@ -63,7 +66,7 @@ def test_another_spectrum_warns_and_names_both():
 
 
 def test_stacked_spectra_are_compared_too():
-    several = [SigmoidSpectrum(), SigmoidSpectrum(0.5, 0.1)]
+    several = [SigmoidSpectrum(), SigmoidSpectrum(center=0.5, margin=0.1)]
     weight = SVDWeight(3, 3, spectrum=several, num_blocks=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -39,7 +39,7 @@ EVERY = [*TRAINABLE, FixedSpectrum(0.7)]
 def test_sigmoid_is_the_papers_formula(center, margin):
     raw = torch.linspace(-8, 8, 41)
     expected = 2 * margin * (torch.sigmoid(1.5 * raw) - 0.5) + center
-    actual = SigmoidSpectrum(center, margin, scale=1.5)(raw)
+    actual = SigmoidSpectrum(center=center, margin=margin, scale=1.5)(raw)
     torch.testing.assert_close(actual, expected, rtol=0, atol=4e-16)
 
 
@@ -74,7 +74,7 @@ def test_values_never_leave_the_bounds(spectrum, dtype):
     raw=st.floats(-1e4, 1e4),
 )
 def test_any_band_holds_in_float32(center, margin, raw):
-    spectrum = SigmoidSpectrum(center, margin)
+    spectrum = SigmoidSpectrum(center=center, margin=margin)
     sigma = spectrum(torch.tensor([raw, -1e4, 1e4], dtype=torch.float32)).double()
     assert (sigma >= spectrum.bounds[0]).all()
     assert (sigma <= spectrum.bounds[1]).all()
@@ -121,7 +121,7 @@ def test_initial_value_lies_within_and_is_reached(spectrum):
 
 
 def test_the_center_is_exactly_raw_zero():
-    assert SigmoidSpectrum(0.7, 0.1).inverse(torch.tensor([0.7])).item() == 0
+    assert SigmoidSpectrum(center=0.7, margin=0.1).inverse(torch.tensor([0.7])).item() == 0
 
 
 @pytest.mark.parametrize("spectrum", TRAINABLE, ids=repr)
@@ -289,7 +289,7 @@ def test_no_band_around_what_is_no_singular_value(sigma, factor, error, match):
 @pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, np.float16])
 def test_numbers_of_numpy_are_numbers(number):
     made = SigmoidSpectrum(center=number(2), margin=number(1)), FixedSpectrum(number(2))
-    assert made == (SigmoidSpectrum(2, 1), FixedSpectrum(2))
+    assert made == (SigmoidSpectrum(center=2, margin=1), FixedSpectrum(2))
     assert "np" not in repr(made)
     assert SoftplusSpectrum(number(1)).bounds == SoftplusSpectrum(1).bounds
     assert SignedSpectrum(number(2)).bounds == (-2, 2)

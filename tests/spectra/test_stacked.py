@@ -8,7 +8,7 @@ import torch
 from spectral_triton.spectra.spectrum import FixedSpectrum, SigmoidSpectrum, SoftplusSpectrum
 from spectral_triton.spectra.stacked import StackedSpectrum
 
-SPECTRA = (SigmoidSpectrum(0.5, 0.1), FixedSpectrum(2.0), SoftplusSpectrum())
+SPECTRA = (SigmoidSpectrum(center=0.5, margin=0.1), FixedSpectrum(2.0), SoftplusSpectrum())
 
 
 def test_each_row_goes_through_its_own():

@@ -124,7 +124,7 @@ def test_condition_of_singular_matrices_is_infinite():
         lambda f, x: f.gram().apply(x),
         lambda f, x: f.polar()[1].apply(x),
         lambda f, x: HouseholderSVD(f.left, f.singular_values, f.left).apply(x),
-        lambda f, x: f.solve(x.mT, check_errors=False),
+        lambda f, x: f.solve(x, check_errors=False),
         lambda f, x: f.inverse(check_errors=False).apply(x),
         lambda f, x: f.mT.pinv().apply(x),
     ],

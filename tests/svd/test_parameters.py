@@ -23,8 +23,8 @@ def trained(spectrum, **options):
 
 
 WIDER = [
-    SigmoidSpectrum(1.0, 0.9),
-    SigmoidSpectrum(0.7, 1.5),
+    SigmoidSpectrum(center=1.0, margin=0.9),
+    SigmoidSpectrum(center=0.7, margin=1.5),
     SoftplusSpectrum(),
     SignedSpectrum(3),
 ]
@@ -33,7 +33,7 @@ WIDER = [
 @pytest.mark.parametrize("num_reflectors", [0, 2, None])
 @pytest.mark.parametrize("spectrum", WIDER, ids=repr)
 def test_other_bounds_keep_a_matrix_within_them(spectrum, num_reflectors):
-    weight = trained(SigmoidSpectrum(1.0, 0.5), num_reflectors=num_reflectors)
+    weight = trained(SigmoidSpectrum(center=1.0, margin=0.5), num_reflectors=num_reflectors)
     before, parameters = weight.to_dense().detach(), list(weight.parameters())
     assert weight.set_spectrum_(spectrum) is weight
     assert weight.spectrum == spectrum
@@ -42,12 +42,12 @@ def test_other_bounds_keep_a_matrix_within_them(spectrum, num_reflectors):
 
 
 def test_narrower_bounds_clip_or_refuse():
-    weight = trained(SigmoidSpectrum(1.0, 0.5), num_reflectors=2)
+    weight = trained(SigmoidSpectrum(center=1.0, margin=0.5), num_reflectors=2)
     before, sigma = copy.deepcopy(weight.state_dict()), weight.singular_values.detach()
-    narrow = SigmoidSpectrum(1.0, 0.1)
+    narrow = SigmoidSpectrum(center=1.0, margin=0.1)
     with pytest.raises(ValueError, match="outside the bounds"):
         weight.set_spectrum_(narrow)
-    assert weight.spectrum == SigmoidSpectrum(1.0, 0.5)
+    assert weight.spectrum == SigmoidSpectrum(center=1.0, margin=0.5)
     assert all(torch.equal(value, before[key]) for key, value in weight.state_dict().items())
     weight.set_spectrum_(narrow, out_of_bounds="clip")
     # Clipped values stand a thousandth of the width inside.
@@ -68,21 +68,23 @@ def test_negative_singular_values_become_signs():
 
 
 def test_parameters_come_and_go():
-    weight = trained(SigmoidSpectrum(1.0, 0.5))
+    weight = trained(SigmoidSpectrum(center=1.0, margin=0.5))
     weight.set_spectrum_(FixedSpectrum(1.0), out_of_bounds="clip")
     assert weight.raw_singular_values is None
     assert "raw_singular_values" not in weight.state_dict()
     close = weight.to_dense()
-    weight.requires_grad_(False).set_spectrum_(SigmoidSpectrum(1.2, 0.5))
+    weight.requires_grad_(False).set_spectrum_(SigmoidSpectrum(center=1.2, margin=0.5))
     assert not weight.raw_singular_values.requires_grad
     assert isinstance(weight.raw_singular_values, nn.Parameter)
     torch.testing.assert_close(weight.to_dense(), close, rtol=0, atol=1e-12)
 
 
 def test_stacked_matrices_get_one_spectrum_or_several():
-    weight = trained([FixedSpectrum(0.5), SigmoidSpectrum(1.0, 0.5)], num_blocks=2)
+    weight = trained([FixedSpectrum(0.5), SigmoidSpectrum(center=1.0, margin=0.5)], num_blocks=2)
     before = weight.to_dense().detach()
-    weight.set_spectrum_([SigmoidSpectrum(0.5, 0.1), FixedSpectrum(1.0)], out_of_bounds="clip")
+    weight.set_spectrum_(
+        [SigmoidSpectrum(center=0.5, margin=0.1), FixedSpectrum(1.0)], out_of_bounds="clip"
+    )
     torch.testing.assert_close(weight.to_dense()[0], before[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(
         torch.linalg.svdvals(weight.to_dense()[1]), torch.ones(4), rtol=0, atol=1e-12

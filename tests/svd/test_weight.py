@@ -64,7 +64,9 @@ def sgd(parameters):
     ],
 )
 def test_bounds_hold_through_training(optimizer, dtype):
-    weight = SVDWeight(6, 4, spectrum=SigmoidSpectrum(1.0, 0.01, scale=200.0)).to(dtype)
+    weight = SVDWeight(6, 4, spectrum=SigmoidSpectrum(center=1.0, margin=0.01, scale=200.0)).to(
+        dtype
+    )
     optimizer = optimizer(weight.parameters())
     target = torch.randn(6, 4, dtype=torch.float32)
     for _ in range(200):
@@ -266,7 +268,9 @@ def test_spectrum_without_bounds(out_of_bounds):
 
 
 def test_negative_bounds_take_a_matrix_by_the_other_sign():
-    weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(-1.0, 0.1)).set_dense_(torch.eye(3))
+    weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(center=-1.0, margin=0.1)).set_dense_(
+        torch.eye(3)
+    )
     torch.testing.assert_close(weight.singular_values, -torch.ones(3))
     torch.testing.assert_close(weight.to_dense(), torch.eye(3), rtol=0, atol=1e-14)
 
@@ -358,7 +362,7 @@ def test_blocks_take_dense_matrices():
 
 
 def test_every_block_may_have_its_spectrum():
-    spectra = [SigmoidSpectrum(0.5, 0.1), FixedSpectrum(2.0), SoftplusSpectrum(0.5)]
+    spectra = [SigmoidSpectrum(center=0.5, margin=0.1), FixedSpectrum(2.0), SoftplusSpectrum(0.5)]
     weight = SVDWeight(4, 3, spectrum=spectra, num_blocks=3)
     starts = torch.tensor([0.5, 2.0, 1.5])
     norms = torch.linalg.svdvals(weight.to_dense())
@@ -413,6 +417,6 @@ def test_says_what_it_is():
 
 
 def test_a_band_narrower_than_rounding_takes_its_center():
-    weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(1.0, 5e-8), dtype=torch.float32)
+    weight = SVDWeight(3, 3, spectrum=SigmoidSpectrum(center=1.0, margin=5e-8), dtype=torch.float32)
     weight.set_dense_(torch.eye(3, dtype=torch.float32))
     torch.testing.assert_close(weight.to_dense(), torch.eye(3, dtype=torch.float32))

@@ -83,7 +83,8 @@ def _layer(kind: str, width: int, reflectors: int) -> nn.Module:
     if kind in MARGINS:
         from spectral_triton import SigmoidSpectrum, SVDLinear
 
-        spectrum = SigmoidSpectrum(*MARGINS[kind])
+        center, margin = MARGINS[kind]
+        spectrum = SigmoidSpectrum(center=center, margin=margin)
         bounded = SVDLinear(width, width, num_reflectors=reflectors, spectrum=spectrum)
         raw = bounded.svd.raw_singular_values
         if kind == "svd-residual" and raw is not None:

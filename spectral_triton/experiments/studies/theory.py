@@ -71,7 +71,7 @@ def stretch(
     curves = {}
     for raw, name in ((None, "random σ"), (1e3, "every σ at the bound")):
         torch.manual_seed(SEED)
-        spectrum = SigmoidSpectrum(1.0, MARGIN)
+        spectrum = SigmoidSpectrum(center=1.0, margin=MARGIN)
         rnn = SpectralRNN(
             2, units, nonlinearity=nonlinearity, dtype=torch.float64, spectrum=spectrum, init="haar"
         )

@@ -1,0 +1,178 @@
+"""What a careful user may get wrong, alike in every layer: told, or not wrong here."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from spectral_triton import (
+    SVDMLP,
+    HouseholderSVD,
+    SigmoidSpectrum,
+    SpectralGRU,
+    SpectralGRUCell,
+    SpectralLSTM,
+    SpectralLSTMCell,
+    SpectralRNN,
+    SpectralRNNCell,
+    SVDConv1d,
+    SVDConv2d,
+    SVDLinear,
+    SVDResidualBlock,
+    SVDWeight,
+    convert,
+    init,
+    parametrizations,
+)
+
+# How to make one, an input, and the name of what is bounded.
+LAYERS = {
+    "linear": (lambda **o: SVDLinear(4, 4, **o), (2, 4), "weight"),
+    "convolution": (lambda **o: SVDConv1d(4, 4, 3, **o), (2, 4, 8), "weight"),
+    "convolution in groups": (
+        lambda **o: SVDConv2d(4, 4, 3, groups=2, **o),
+        (2, 4, 8, 8),
+        "weight",
+    ),
+    "rnn": (lambda **o: SpectralRNN(4, 4, **o), (3, 2, 4), "weight_hh_l0"),
+    "lstm": (lambda **o: SpectralLSTM(4, 4, **o), (3, 2, 4), "weight_hh_l0"),
+    "gru": (lambda **o: SpectralGRU(4, 4, **o), (3, 2, 4), "weight_hh_l0"),
+    "rnn cell": (lambda **o: SpectralRNNCell(4, 4, **o), (2, 4), "weight_hh"),
+    "lstm cell": (lambda **o: SpectralLSTMCell(4, 4, **o), (2, 4), "weight_hh"),
+    "gru cell": (lambda **o: SpectralGRUCell(4, 4, **o), (2, 4), "weight_hh"),
+}
+each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@each_layer
+def test_margin_is_short_for_a_band_around_one(name):
+    make, *_ = LAYERS[name]
+    weights = [m for m in make(margin=0.25).modules() if isinstance(m, SVDWeight)]
+    assert weights[0].spectrum == SigmoidSpectrum(margin=0.25)
+    with pytest.raises(ValueError, match=r"margin or spectrum, not both: got margin=0\.1"):
+        make(margin=0.1, spectrum=SigmoidSpectrum())
+    with pytest.raises(ValueError, match="margin must be positive"):
+        make(margin=-0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(make for make, *_ in LAYERS.values()),
+        lambda **o: SVDMLP([4, 4, 3], **o),
+        lambda **o: SVDResidualBlock(4, **o),
+    ],
+)
+def test_every_layer_takes_a_start(make):
+    weights = [m for m in make(init="identity").modules() if isinstance(m, SVDWeight)]
+    for weight in weights:
+        w = weight.to_dense()
+        values = weight.singular_values.unsqueeze(-1) * torch.eye(*w.shape[-2:])
+        torch.testing.assert_close(w, values.expand_as(w), rtol=0, atol=1e-14)
+    with pytest.raises(ValueError, match="init must be one of"):
+        make(init="eye")
+
+
+@each_layer
+def test_singular_values_and_factors_are_read_alike(name):
+    layer = LAYERS[name][0]()
+    if "convolution" not in name:
+        assert isinstance(layer.singular_values, torch.Tensor)
+    factors = layer.factors
+    first = factors[0] if isinstance(factors, tuple) else factors
+    assert isinstance(first, HouseholderSVD)
+
+
+@each_layer
+def test_input_of_another_precision_is_one_kind_of_error(name):
+    make, shape, _ = LAYERS[name]
+    layer = make(dtype=torch.float32)
+    with pytest.raises(
+        TypeError, match=r"(input|x) must have the dtype .*float32.*got torch.float64"
+    ):
+        layer(torch.randn(shape, dtype=torch.float64))
+
+
+@each_layer
+def test_a_computed_weight_is_not_initialised_pruned_or_parametrised_by_mistake(name):
+    make, _, weight = LAYERS[name]
+    layer = make()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    dense = getattr(layer, weight)
+    if dense.dim() == 2 and dense.shape[0] <= dense.shape[1]:
+        with pytest.raises(ValueError, match="reflectors is computed from other tensors"):
+            init.haar_(dense)
+    with pytest.raises(TypeError, match=f"{weight} of .* cannot be pruned or normalised"):
+        nn.utils.prune.random_unstructured(layer, weight, 0.5)
+    with pytest.raises(ValueError, match=f"{weight} of .* is in SVD form already"):
+        parametrizations.svd(layer, weight)
+    assert layer.state_dict().keys() == before.keys()
+    assert all(torch.equal(layer.state_dict()[key], value) for key, value in before.items())
+
+
+def test_a_row_of_a_parameter_may_be_drawn_anew():
+    layer = SVDLinear(4, 4)
+    init.haar_(layer.svd.left[:2])
+    assert (layer.svd.left[:2].tril(-1) == 0).all()
+
+
+@pytest.mark.parametrize("make", [nn.Linear, lambda m, n: nn.Conv1d(m, n, 3)])
+def test_a_weight_out_of_bounds_is_an_error_with_a_spectrum_that_holds_it(make):
+    layer = make(6, 5)
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match="would hold them, out_of_bounds='clip'") as caught:
+        parametrizations.svd(layer)
+    assert torch.equal(layer.weight, before)
+    assert not hasattr(layer, "parametrizations")
+    with pytest.raises(ValueError, match="1 weight does not fit"):
+        convert(nn.Sequential(layer))
+    # What the message proposes.
+    call = str(caught.value).split("; ")[1].split(" would hold")[0]
+    spectrum = eval(call, {"SigmoidSpectrum": SigmoidSpectrum})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parametrizations.svd(layer, spectrum=spectrum)
+    torch.testing.assert_close(layer.weight, before, rtol=0, atol=1e-12)
+
+
+def test_clipping_on_request_says_how_much_changed():
+    with pytest.warns(UserWarning, match=r"weight of Linear .* changed it by \d+\.\d%"):
+        parametrizations.svd(nn.Linear(6, 5), out_of_bounds="clip")
+    with pytest.warns(UserWarning, match=r"changed trained weights: 0 by \d+\.\d%"):
+        convert(nn.Sequential(nn.Linear(6, 5)), out_of_bounds="clip")
+
+
+def test_solve_undoes_apply():
+    factors = SVDLinear(4, 4, margin=0.5).factors
+    x = torch.randn(4, 4)
+    torch.testing.assert_close(factors.solve(factors.apply(x)), x)
+    torch.testing.assert_close(factors.inverse() @ (factors @ x), x)
+    with pytest.raises(ValueError, match=r"y must hold vectors of length 4 .*y of shape \(4, 3\)"):
+        factors.solve(torch.randn(4, 3))
+    with pytest.raises(TypeError, match=r"y must have the dtype of the factors"):
+        factors.solve(torch.randn(4, dtype=torch.float32))
+
+
+def test_singular_values_of_a_parametrised_tensor():
+    linear = parametrizations.svd(nn.Linear(4, 3), out_of_bounds="clip")
+    assert parametrizations.svd_singular_values(linear).shape == (3,)
+    lstm = parametrizations.svd(nn.LSTM(2, 3), "weight_hh_l0", num_blocks=4, out_of_bounds="clip")
+    assert parametrizations.svd_singular_values(lstm, "weight_hh_l0").shape == (4, 3)
+    assert parametrizations.svd_singular_values(nn.Linear(3, 3)) is None
+
+
+@pytest.mark.parametrize("value", [torch.eye(3), nn.Parameter(torch.eye(3))])
+def test_factors_have_no_weight_to_assign(value):
+    weight = SVDWeight(3, 3)
+    with pytest.raises(AttributeError, match="set_dense_"):
+        weight.weight = value
+    assert "weight" not in vars(weight)
+    assert "weight" not in weight.state_dict()
+
+
+def test_a_band_is_named():
+    with pytest.raises(TypeError, match="positional"):
+        SigmoidSpectrum(0.1)
+    with pytest.raises(ValueError, match=r"as in SVDMLP\(\[784, 128, 10\]\)"):
+        SVDMLP(784, 128, 10)
