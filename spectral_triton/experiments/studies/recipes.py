@@ -263,8 +263,8 @@ STUDIES = (
         hidden_size=170,
         num_reflectors=None,
     ),
-    _digits(
-        "pixel-mnist-permuted-170-rebase",
+    _mnist(
+        "permuted-mnist-170-rebase",
         25,
         50,
         permuted=True,
