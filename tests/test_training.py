@@ -50,7 +50,10 @@ MODELS = {
     "SpectralRNN": (lambda: Outputs(SpectralRNN(3, 4, 2, init="haar", **SVD)), (6, 2, 3)),
     "SpectralGRU": (lambda: Outputs(SpectralGRU(3, 4, **SVD)), (6, 2, 3)),
     "SpectralLSTM": (lambda: Outputs(SpectralLSTM(3, 4, bidirectional=True, **SVD)), (6, 2, 3)),
-    "parametrized nn.Linear": (lambda: parametrizations.svd(nn.Linear(6, 4), **SVD), (5, 6)),
+    "parametrized nn.Linear": (
+        lambda: parametrizations.svd(nn.Linear(6, 4), **SVD, out_of_bounds="clip"),
+        (5, 6),
+    ),
     "parametrized nn.LSTM": (
         lambda: Outputs(
             parametrizations.svd(

@@ -57,7 +57,8 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
                 weight = gathered(getattr(part, tensor)).flatten(1)
                 matrices = weight.to(full_precision(weight.dtype)).chunk(count)
                 values = torch.linalg.svdvals(torch.stack(matrices))
-            found |= _by_block(f"{prefix}{tensor}", values.squeeze(0))
+                values = values.squeeze(0) if count == 1 else values
+            found |= _by_block(f"{prefix}{tensor}", values)
     return found
 
 

@@ -27,6 +27,20 @@ def test_values_of_factored_matrices_are_those_of_the_dense_ones():
     torch.testing.assert_close(found["1.svd_hh_l0"], svdvals(net[1].weight_hh_l0))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        nn.Linear,
+        lambda m, n: SVDLinear(m, n),
+        lambda m, n: svd(nn.Linear(m, n), out_of_bounds="clip"),
+    ],
+)
+def test_a_matrix_with_one_singular_value(make):
+    layer = make(3, 1)
+    (values,) = spectra(layer).values()
+    torch.testing.assert_close(values, svdvals(layer.weight))
+
+
 def test_blocks_are_apart(monkeypatch):
     values = torch.tensor([[1.0, -3.0], [2.0, 1.5]])
     monkeypatch.setattr(SVDWeight, "singular_values", property(lambda self: values))

@@ -79,8 +79,8 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def singular_values(self) -> Tensor | None:
         """Those of the first layer's transition, or bounded gates, falling; None of free gates."""
-        if callable(own := getattr(self.encoder, "singular_values", None)):
-            values = own(layer=0).flatten()
+        if isinstance(own := getattr(self.encoder, "singular_values", None), Tensor):
+            values = own[0].flatten()
         elif isinstance(self.encoder, nn.RNN):
             values = torch.linalg.svdvals(self.encoder.weight_hh_l0)
         else:
