@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from spectral_triton.recurrent.module import RecurrentModule
