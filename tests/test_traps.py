@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from spectral_triton import (
     SVDMLP,
@@ -104,7 +105,7 @@ def test_a_computed_weight_is_not_initialised_pruned_or_parametrised_by_mistake(
         with pytest.raises(ValueError, match="reflectors is computed from other tensors"):
             init.haar_(dense)
     with pytest.raises(TypeError, match=f"{weight} of .* cannot be pruned or normalised"):
-        nn.utils.prune.random_unstructured(layer, weight, 0.5)
+        prune.random_unstructured(layer, weight, 0.5)
     with pytest.raises(ValueError, match=f"{weight} of .* is in SVD form already"):
         parametrizations.svd(layer, weight)
     assert layer.state_dict().keys() == before.keys()
