@@ -112,11 +112,29 @@ def train(
             help="ucr: mean 0, variance 1 for each series. (default normalize)",
         ),
     ] = None,
+    mask: Annotated[
+        bool | None,
+        typer.Option(
+            "--mask",
+            help="ucr: read missing values and series of different lengths, with a second input "
+            "that is 1 where a value was measured.",
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option(help="ucr: validate on third 0, 1 or 2 of the training series, each label's."),
+    ] = None,
     hidden_size: Annotated[
         int | None, typer.Option("--hidden-size", "--hidden", help="Hidden units.")
     ] = None,
     num_layers: Annotated[
         int | None, typer.Option("--num-layers", "--layers", help="Stacked layers.")
+    ] = None,
+    bidirectional: Annotated[
+        bool | None,
+        typer.Option(
+            "--bidirectional", help="Read the sequence both ways, where its end is classified."
+        ),
     ] = None,
     num_reflectors: Annotated[
         str | None,
@@ -219,11 +237,14 @@ def train(
         permuted=permuted,
         window=window,
         normalize=normalize,
+        mask=mask,
+        fold=fold,
         dataset=dataset,
     )
     overrides = _given(
         hidden_size=hidden_size,
         num_layers=num_layers,
+        bidirectional=bidirectional,
         rebase=rebase,
         margin=margin,
         nonlinearity=nonlinearity,

@@ -226,10 +226,18 @@ def _search(study: Plan, tried: Sequence[Result]) -> list[str]:
             rows.append([model, text, f"**{cell}**" if value == best else cell])
     steps, cases = done[0]["config"]["steps"], sorted({r["case"] for r in done})
     where = f" on {', '.join(cases)}" if cases != [""] else ""
+    how = (
+        f"Every candidate had {steps:,} steps{where} with seed {done[0]['seed']}; the best "
+        f"validation {metric.name} during the run, its mean where there are several data sets."
+    )
+    if study.search is not None and study.search.folds is not None:
+        how = (
+            f"Every candidate had {steps:,} steps on each of {study.search.folds} folds of the "
+            f"training part of {len(cases)} data sets; the mean validation {metric.name}."
+        )
     return [
         "## Search",
-        f"Every candidate had {steps:,} steps{where} with seed {done[0]['seed']}; the best "
-        f"validation {metric.name} during the run, its mean where there are several data sets.",
+        how,
         table(["model", "candidate", f"validation {metric.name}"], rows),
     ]
 

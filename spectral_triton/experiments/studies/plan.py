@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from spectral_triton.experiments.errors import UsageError
@@ -13,6 +14,7 @@ from spectral_triton.experiments.training.config import RunConfig, make_config
 
 RECORD = "reproduction.json"
 SEARCH = "search"
+CANDIDATE = "candidate-"
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Search:
-    """How candidates are compared: on validation data, each with the same few steps."""
+    """How candidates are compared: on validation data, each with the same few steps.
+
+    With ``folds``, a run for each value of the task's option ``fold``, and a seed for each.
+    """
 
     steps: int
     evaluations: int = 20
     seed: int = 100
     cases: tuple[str, ...] | None = None
+    folds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,12 +150,24 @@ class Plan:
                 for number, candidate in enumerate(self.recipes[model].candidates):
                     changes = {**candidate, "steps": search.steps}
                     changes["evaluations"] = search.evaluations
-                    folder = Path(SEARCH) / case / model / f"candidate-{number}"
-                    config = self._config(case, model, search.seed, changes, selection)
-                    yield Job(folder, case, config)
+                    folder = Path(SEARCH) / case / model / f"{CANDIDATE}{number}"
+                    if search.folds is None:
+                        config = self._config(case, model, search.seed, changes, selection)
+                        yield Job(folder, case, config)
+                        continue
+                    for fold in range(search.folds):
+                        options, seed = {"fold": fold}, search.seed + fold
+                        config = self._config(case, model, seed, changes, selection, options)
+                        yield Job(folder / f"fold-{fold}", case, config)
 
     def _config(
-        self, case: str, model: str, seed: int, changes: Mapping[str, Any], selection: Selection
+        self,
+        case: str,
+        model: str,
+        seed: int,
+        changes: Mapping[str, Any],
+        selection: Selection,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> RunConfig:
         overrides = {
             "steps": self.steps,
@@ -160,7 +178,7 @@ class Plan:
         return make_config(
             self.task,
             model,
-            options=self.cases[case].options,
+            options={**self.cases[case].options, **options},
             overrides=overrides,
             seed=seed,
             device=selection.device,

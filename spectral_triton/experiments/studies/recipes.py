@@ -19,6 +19,7 @@ from spectral_triton.experiments.studies.reproduction import Reproduction
 from spectral_triton.experiments.studies.sensitivity import Sensitivity
 from spectral_triton.experiments.studies.study import Study
 from spectral_triton.experiments.studies.theory import Theory
+from spectral_triton.experiments.tasks.ucr import FOLDS
 
 RATES = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})
 # Of weights without bounds that are multiplied 784 times.
@@ -225,6 +226,29 @@ def _archive() -> Study:
     )
 
 
+def _archive_both_ways() -> Study:
+    """As :func:`_archive`, read both ways; every choice was made on folds of the training part."""
+    candidates: dict[str, tuple[Mapping[str, Any], ...]] = {
+        "spectral": (SUMMING, TURNING),
+        "lstm": RATES[1:],
+        "gru": RATES[1:],
+    }
+    cost = {"spectral": 42, "lstm": 48, "gru": 54}
+    return Study(
+        name="ucr-both-ways",
+        title="UCR archive, 30 data sets, read both ways",
+        task="ucr",
+        cases={name: Case({"dataset": name}, length) for name, length in UCR_LENGTHS.items()},
+        recipes={
+            model: Recipe(TURNING if model == "spectral" else {}, cost[model], candidates[model])
+            for model in cost
+        },
+        common={"hidden_size": 32, "num_reflectors": (8, 8), "bidirectional": True, "lr": 1e-2},
+        steps=750,
+        search=Search(steps=750, evaluations=1, folds=FOLDS),
+    )
+
+
 STUDIES = (
     _adding(200, 4000),
     _adding(750, 10000),
@@ -290,6 +314,7 @@ STUDIES = (
     ),
     _treebank("ptb-2", 2, {"spectral": 200, "rnn": 197, "lstm": 179}),
     _archive(),
+    _archive_both_ways(),
 )
 
 INVESTIGATIONS = (DeepMLPStudy(), GradientStudy(), Sensitivity(), Theory())

@@ -12,7 +12,7 @@ import numpy as np
 
 from spectral_triton.experiments.errors import DataError
 from spectral_triton.experiments.former_names import current_result
-from spectral_triton.experiments.studies.plan import RECORD, SEARCH, Goal, Plan
+from spectral_triton.experiments.studies.plan import CANDIDATE, RECORD, SEARCH, Goal, Plan
 from spectral_triton.experiments.training.checkpoint import write_text
 from spectral_triton.experiments.training.run_folder import RunFolder
 
@@ -55,6 +55,7 @@ def _place(result: Result) -> tuple[Any, ...]:
 
 def _result(study: Plan, run: RunFolder, place: Path) -> Result:
     parts = [part for part in place.parts if part != SEARCH]
+    candidate = next((part for part in parts if part.startswith(CANDIDATE)), None)
     record = run.read_json(run.path / RECORD) or {}
     config = run.config() or {}
     summary = run.read_json(run.summary_file)
@@ -64,10 +65,10 @@ def _result(study: Plan, run: RunFolder, place: Path) -> Result:
     searched = SEARCH in place.parts
     return {
         "study": study.name,
-        "case": parts[0] if len(parts) == 3 else "",
+        "case": parts[0] if parts[0] in study.cases else "",
         "model": config["model"],
         "seed": config["seed"],
-        "candidate": int(parts[-1].rpartition("-")[2]) if searched else None,
+        "candidate": None if candidate is None else int(candidate.removeprefix(CANDIDATE)),
         "finished": summary is not None,
         "failure": record["failure"],
         "step": metrics[-1]["step"] if metrics else 0,

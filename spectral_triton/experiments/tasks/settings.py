@@ -16,6 +16,7 @@ class Settings:
 
     hidden_size: int = 64
     num_layers: int = 1
+    bidirectional: bool = False
     num_reflectors: tuple[int, int] | None = (16, 16)
     rebase: int | None = None
     margin: float = 0.01

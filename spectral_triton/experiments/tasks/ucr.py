@@ -18,6 +18,7 @@ from spectral_triton.experiments.tasks.classification import (
     LabelledSequences,
     SequenceClassification,
 )
+from spectral_triton.experiments.tasks.series_table import ADJUSTED, read_table
 from spectral_triton.experiments.tasks.settings import Settings
 from spectral_triton.experiments.tasks.storage import DataFolder, read_intact
 from spectral_triton.experiments.tasks.task import generator_for
@@ -26,109 +27,21 @@ VALIDATION_FROM = 200
 """Training series below which none can be spared for validation."""
 
 VALIDATION_SHARE = 5
+
+FOLDS = 3
+"""Parts of the training series, one of which validates where a fold is asked for."""
+
 ADVICE = (
     "The archive is kept by others (www.cs.ucr.edu/~eamonn/time_series_data_2018) and never "
     "fetched: bring NAME_TRAIN.tsv and NAME_TEST.tsv, or those two as .txt, .csv or .ts."
 )
 
 
-ADJUSTED = "Missing_value_and_variable_length_datasets_adjusted"
-"""The folder of the archive with complete copies of the data sets that are not."""
-
 ENDINGS = ".tsv", ".txt", ".csv", ".ts", ""
 
 
-def read_table(path: Path) -> tuple[list[str], np.ndarray]:
-    """Labels as they are written, and values (N, T) right-aligned.
-
-    A row is a label and its values, separated by tabs, or by commas or spaces as in older copies of
-    the archive; in a ``.ts`` file the values come first and a colon stands before the label. Blank
-    lines, separators at the end of a row and a byte-order mark mean nothing.
-
-    NaN at the end of a row means a shorter series, which is moved to the right and preceded by its
-    mean, so that every series ends at the last step. So does a shorter row of a ``.ts`` file.
-
-    Raises:
-        DataError: if a row is ragged, a cell is no number, or a value inside a series is missing.
-    """
-    try:
-        text = read_intact(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not plain text: {error}") from error
-    ts = path.name.removesuffix(".gz").endswith(".ts")
-    split = _cells_of_ts if ts else _cells
-    lines = enumerate(text.splitlines(), start=1)
-    rows = [(number, split(line)) for number, line in lines if not _is_blank(line, ts)]
-    if not rows or len(rows[0][1]) < 2:
-        raise DataError(
-            f"{path} has no rows of a label and values separated by tabs, commas or spaces"
-        )
-    width = max(len(row) for _, row in rows) if ts else len(rows[0][1])
-    values = np.empty((len(rows), width - 1))
-    for index, (number, row) in enumerate(rows):
-        cells = row + ["nan"] * (width - len(row)) if ts else row
-        if len(cells) != width:
-            raise DataError(
-                f"{path} is damaged: row {number} has {len(cells)} columns, row {rows[0][0]} has "
-                f"{width}"
-            )
-        try:
-            label, *series = (_number(cell) for cell in cells)
-            if not np.isfinite(label):
-                raise ValueError(f"the label is {cells[0]!r}")
-        except ValueError as error:
-            raise DataError(f"{path} is damaged: row {number}: {error}") from error
-        values[index] = _right_aligned(np.array(series), f"{path}, row {number}")
-    return [row[0].strip() for _, row in rows], values
-
-
-def _is_blank(line: str, ts: bool) -> bool:
-    return not line.strip() or (ts and line.lstrip().startswith(("#", "@")))
-
-
-def _cells(line: str) -> list[str]:
-    """Label and values of a row, without what follows the last of them."""
-    separator = next((mark for mark in "\t," if mark in line), None)
-    # Spaces come in runs, and before the first cell.
-    cells = [cell.strip() for cell in line.split(separator)]
-    while cells and not cells[-1]:
-        cells.pop()
-    return cells
-
-
-def _cells_of_ts(line: str) -> list[str]:
-    """As :func:`_cells`, of a line ``value,value,...:label``."""
-    series, colon, label = line.rpartition(":")
-    if not colon or ":" in series:
-        raise DataError(
-            f"a line of a .ts file must be values, a colon and a label, one series a line, got "
-            f"{line[:40]!r}"
-        )
-    return [label.strip(), *("nan" if cell.strip() == "?" else cell for cell in _cells(series))]
-
-
-def _number(cell: str) -> float:
-    # float() would also read "1_0" as ten.
-    if "_" in cell:
-        raise ValueError(f"could not convert string to float: {cell!r}")
-    return float(cell)
-
-
-def _right_aligned(series: np.ndarray, where: str) -> np.ndarray:
-    present = ~np.isnan(series)
-    if not present.any():
-        raise DataError(f"{where}: the series has no values")
-    length = int(present.nonzero()[0][-1]) + 1
-    if not np.isfinite(series[:length]).all():
-        raise DataError(
-            f"{where}: a value inside the series is missing or infinite; fill it first, or take "
-            f"the data set from {ADJUSTED}, where the archive has filled it"
-        )
-    return np.concatenate([np.full(len(series) - length, np.nan), series[:length]])
-
-
 def filled(series: Tensor, normalize: bool) -> Tensor:
-    """(N, T, 1) with each series' mean before it where it is shorter; scaled first if wanted."""
+    """(N, T, 1) with each series' mean where it has no value; scaled first if wanted."""
     mean = series.nanmean(1, keepdim=True)
     if not normalize:
         return torch.where(series.isnan(), mean, series)
@@ -137,10 +50,14 @@ def filled(series: Tensor, normalize: bool) -> Tensor:
     return ((series - mean) / deviation.clamp(min=1e-8)).nan_to_num(nan=0.0)
 
 
-def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSequences], int]:
+def read_series(
+    data: DataFolder, dataset: str, *, mask: bool = False
+) -> tuple[dict[str, LabelledSequences], int]:
     """Training and test series (N, T, 1) in float64, labels renumbered from 0, and their number.
 
-    Series that are shorter than the longest have NaN before them.
+    Series that are shorter than the longest have NaN before them. With ``mask`` there may be gaps,
+    which are NaN as well, and the longest of one file may be longer than that of the other, as in
+    ``.ts`` files it always may.
 
     Where a ``MANIFEST.tsv`` (columns dataset, train, test, classes, length) lies beside the files,
     their sizes must be the ones it names.
@@ -161,7 +78,7 @@ def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSeque
         if names:
             raise DataError(f"there is no data set {dataset!r}: did you mean {' or '.join(names)}?")
         raise DataError(data.missing_message("ucr", missing, ADVICE))
-    tables = {split: read_table(path) for split, path in paths.items()}
+    tables = {split: read_table(path, gaps=mask) for split, path in paths.items()}
     # Labels are compared as numbers: some files write 1, others 1.0 or 1.0000000e+00.
     labels = {split: [float(label) for label in table[0]] for split, table in tables.items()}
     classes = sorted(set(labels["train"]))
@@ -169,22 +86,41 @@ def read_series(data: DataFolder, dataset: str) -> tuple[dict[str, LabelledSeque
     if strange:
         raise DataError(f"{paths['test']} has the label {strange[0]:g}, which training never saw")
     lengths = [tables[split][1].shape[1] for split in ("train", "test")]
-    if lengths[0] != lengths[1]:
+    ragged = mask or all(path.name.removesuffix(".gz").endswith(".ts") for path in paths.values())
+    if lengths[0] != lengths[1] and not ragged:
         raise DataError(
             f"{paths['train']} and {paths['test']} have series of different lengths, {lengths[0]} "
-            f"and {lengths[1]}: fill the shorter ones up with NaN at their ends, or take the data "
-            f"set from {ADJUSTED}, where the archive has made them equal"
+            f"and {lengths[1]}: take the data set from {ADJUSTED}, where the archive has made them "
+            "equal, or fill the shorter ones up with NaN at their ends, or ask for a mask (train "
+            "ucr NAME --mask)"
         )
     _check_manifest(dataset, paths["train"].parent / "MANIFEST.tsv", tables, len(classes))
     number = {label: index for index, label in enumerate(classes)}
     splits = {
         split: LabelledSequences(
-            torch.from_numpy(table[1]).unsqueeze(-1),
+            torch.from_numpy(_lengthened(table[1], max(lengths))).unsqueeze(-1),
             torch.tensor([number[label] for label in labels[split]]),
         )
         for split, table in tables.items()
     }
     return splits, len(classes)
+
+
+def _lengthened(values: np.ndarray, length: int) -> np.ndarray:
+    """(N, length) with NaN in front."""
+    return np.pad(values, ((0, 0), (length - values.shape[1], 0)), constant_values=np.nan)
+
+
+def stratified_folds(labels: Tensor, folds: int, seed: int) -> Tensor:
+    """The fold of each sample, shape (N,): every label's samples are dealt out in turn.
+
+    Of N samples each fold has N / folds, rounded up or down; which ones, ``seed`` decides.
+    """
+    order = torch.randperm(len(labels), generator=generator_for(seed, "folds"))
+    order = order[labels[order].argsort(stable=True)]
+    fold = torch.empty(len(labels), dtype=torch.long)
+    fold[order] = torch.arange(len(labels)) % folds
+    return fold
 
 
 def _names_but_for_case(data: DataFolder, dataset: str) -> list[str]:
@@ -225,7 +161,7 @@ def _check_manifest(
 
 
 class UCRSeries(SequenceClassification):
-    """One data set of the archive, one value a step.
+    """One data set of the archive, one value a step, with ``mask`` also whether it was measured.
 
     Args:
         series: Training and test series (N, T, 1) with labels 0 .. classes - 1.
@@ -234,13 +170,22 @@ class UCRSeries(SequenceClassification):
         normalize: Scales each series to mean 0 and variance 1.
         seed: Chooses the validation series, where there are enough, and the order of training.
         dtype: Of the inputs.
+        mask: Adds a second feature, 1 where a series has a value and 0 where it is filled in.
+        fold: Which third of the training series is for validation, in parts that are the same for
+            every seed and have each label's share; None for the usual fifth, where there are
+            enough.
 
     References:
         Dau et al. The UCR time series archive. 2018. https://arxiv.org/abs/1810.07758
     """
 
     name = "ucr"
-    options: ClassVar[dict[str, Any]] = {"dataset": None, "normalize": True}
+    options: ClassVar[dict[str, Any]] = {
+        "dataset": None,
+        "normalize": True,
+        "mask": False,
+        "fold": None,
+    }
 
     def __init__(
         self,
@@ -251,13 +196,24 @@ class UCRSeries(SequenceClassification):
         normalize: bool,
         seed: int,
         dtype: torch.dtype,
+        mask: bool = False,
+        fold: int | None = None,
     ) -> None:
-        splits = {
-            split: LabelledSequences(filled(labelled.sequences, normalize), labelled.labels)
-            for split, labelled in series.items()
-        }
+        splits = {}
+        for split, labelled in series.items():
+            sequences = filled(labelled.sequences, normalize)
+            if mask:
+                present = labelled.sequences.isfinite().to(sequences.dtype)
+                sequences = torch.cat((sequences, present), -1)
+            splits[split] = LabelledSequences(sequences, labelled.labels)
         count = len(splits["train"])
-        if count >= VALIDATION_FROM:
+        if fold is not None:
+            whole, folds = splits["train"], stratified_folds(splits["train"].labels, FOLDS, 0)
+            splits["train"] = whole.take((folds != fold).nonzero()[:, 0])
+            splits["validation"] = whole.take((folds == fold).nonzero()[:, 0])
+            if not len(splits["train"]) or not len(splits["validation"]):
+                raise DataError(f"{count} training series are too few for {FOLDS} folds")
+        elif count >= VALIDATION_FROM:
             order = torch.randperm(count, generator=generator_for(seed, self.name, "validation"))
             splits["train"], splits["validation"] = splits["train"].split(
                 order, count // VALIDATION_SHARE
@@ -271,6 +227,9 @@ class UCRSeries(SequenceClassification):
             raise UsageError("ucr needs the name of a data set, such as: ucr CBF")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", dataset):
             raise UsageError(f"{dataset!r} is not the name of a UCR data set")
+        fold = options["fold"]
+        if fold is not None and not 0 <= fold < FOLDS:
+            raise UsageError(f"fold must be from 0 to {FOLDS - 1}, not {fold}")
 
     @classmethod
     def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:
@@ -292,7 +251,7 @@ class UCRSeries(SequenceClassification):
         dtype: torch.dtype,
         data: DataFolder,
     ) -> UCRSeries:
-        series, classes = read_series(data, options["dataset"])
+        series, classes = read_series(data, options["dataset"], mask=options["mask"])
         return cls(
             series,
             classes,
@@ -300,4 +259,6 @@ class UCRSeries(SequenceClassification):
             normalize=options["normalize"],
             seed=seed,
             dtype=dtype,
+            mask=options["mask"],
+            fold=options["fold"],
         )

@@ -15,9 +15,11 @@ from spectral_triton.experiments.tasks.networks import MODELS, SETTINGS_OF_SOME,
 from spectral_triton.experiments.tasks.settings import Settings
 from spectral_triton.experiments.tasks.storage import DataFolder
 from spectral_triton.experiments.tasks.task import Task
-from spectral_triton.experiments.training.model import check_settings
+from spectral_triton.experiments.training.model import check_directions, check_settings
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+ADDED_LATER = ("rebase", "bidirectional", "fold", "mask")
+"""Names that folders of before lack; None and False stand for that."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,15 @@ class RunConfig:
         }
         if settings.get("num_reflectors") is not None:
             settings["num_reflectors"] = list(settings["num_reflectors"])
-        if settings.get("rebase") is None:
-            settings.pop("rebase", None)  # Folders of before there was such a setting go on.
         return {
             "task": self.task,
-            **self.options,
+            **_without_new(self.options),
             "model": self.model,
             "seed": self.seed,
             "device": self.device,
             "dtype": self.dtype,
             "threads": self.threads,
-            **settings,
+            **_without_new(settings),
         }
 
     def build_task(self, data: DataFolder) -> Task:
@@ -128,6 +128,7 @@ def make_config(
         defaults = dataclasses.replace(defaults, init="haar")
     settings = _override(defaults, dict(overrides or {}))
     check_settings(model, settings)
+    check_directions(settings, TASKS[task])
     _check_device(device)
     return RunConfig(task, merged, model, seed, settings, device, dtype, threads)
 
@@ -160,6 +161,12 @@ def continued_config(
         **{name: kept[name] for name in ("device", "dtype", "threads") if name in kept}
         | dict(hardware),
     )
+
+
+def _without_new(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` but for those of ``ADDED_LATER`` that change nothing."""
+    unused = [name for name in ADDED_LATER if values.get(name) is None or values[name] is False]
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def _override(settings: Settings, changes: dict[str, Any]) -> Settings:

@@ -40,6 +40,8 @@ State = Tensor | tuple[Tensor, Tensor] | None
 class SequenceModel(nn.Module):
     """A recurrent encoder with a linear head after its last step, or after every step.
 
+    One that runs both ways has its head on the last state of each direction.
+
     Inputs (T, B, features) floating, or (T, B) tokens where there is an embedding; outputs
     (B, outputs) or (T, B, outputs), and the state to go on from.
     """
@@ -52,6 +54,7 @@ class SequenceModel(nn.Module):
         embedding: nn.Embedding | None = None,
         answers_every_step: bool = False,
         dropout: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -59,6 +62,7 @@ class SequenceModel(nn.Module):
         self.head = head
         self.dropout = nn.Dropout(dropout)
         self.answers_every_step = answers_every_step
+        self.bidirectional = bidirectional
 
     def forward(self, inputs: Tensor, state: State = None) -> tuple[Tensor, State]:
         hidden, state = self.encoder(self.embed(inputs), state)
@@ -66,7 +70,9 @@ class SequenceModel(nn.Module):
             return self.answer(hidden), state
         # Not hidden[-1], whose gradient is a tensor of zeros as long as the sequence.
         last = state[0] if isinstance(state, tuple) else state
-        return self.answer(last[-1]), state
+        # The backward direction has read the first step last.
+        end = torch.cat((last[-2], last[-1]), -1) if self.bidirectional else last[-1]
+        return self.answer(end), state
 
     def embed(self, inputs: Tensor) -> Tensor:
         """What the encoder reads."""
@@ -78,7 +84,10 @@ class SequenceModel(nn.Module):
 
     @torch.no_grad()
     def singular_values(self) -> Tensor | None:
-        """Those of the first layer's transition, or bounded gates, falling; None of free gates."""
+        """Those of the first layer's transition, or bounded gates, falling; None of free gates.
+
+        Of a network that runs both ways, those of its forward direction.
+        """
         if isinstance(own := getattr(self.encoder, "singular_values", None), Tensor):
             values = own[0].flatten()
         elif isinstance(self.encoder, nn.RNN):
@@ -107,6 +116,16 @@ def check_settings(name: str, settings: Settings) -> None:
         )
 
 
+def check_directions(settings: Settings, task: Task | type[Task]) -> None:
+    """Refuses to read both ways what is answered at every step, where the answers lie ahead.
+
+    Raises:
+        UsageError: if so.
+    """
+    if settings.bidirectional and task.answers_every_step:
+        raise UsageError("bidirectional would read the answers of this task ahead of their steps")
+
+
 def build_model(
     name: str, settings: Settings, task: Task, *, device: torch.device, dtype: torch.dtype
 ) -> SequenceModel:
@@ -125,20 +144,28 @@ def build_model(
         embedding = nn.Embedding(task.input_size, input_size, **factory)
         nn.init.uniform_(embedding.weight, -0.1, 0.1)
     check_settings(name, settings)
+    check_directions(settings, task)
     encoder = _build_encoder(name, settings, input_size, factory)
-    head = nn.Linear(settings.hidden_size, task.output_size, **factory)
+    width = settings.hidden_size * (2 if settings.bidirectional else 1)
+    head = nn.Linear(width, task.output_size, **factory)
     return SequenceModel(
         encoder,
         head,
         embedding=embedding,
         answers_every_step=task.answers_every_step,
         dropout=settings.dropout,
+        bidirectional=settings.bidirectional,
     )
 
 
 def _build_encoder(name: str, settings: Settings, input_size: int, factory: dict) -> nn.Module:
     sizes = (input_size, settings.hidden_size)
-    common = {"num_layers": settings.num_layers, "dropout": settings.dropout, **factory}
+    common = {
+        "num_layers": settings.num_layers,
+        "dropout": settings.dropout,
+        "bidirectional": settings.bidirectional,
+        **factory,
+    }
     if settings.num_layers == 1:
         common["dropout"] = 0.0
     if name in SPECTRAL_MODELS:
@@ -222,10 +249,10 @@ def as_tensors(state: State) -> list[Tensor]:
 
 
 def lipschitz_bound(name: str, settings: Settings) -> float | None:
-    """What one step can stretch a gradient by at most, for one layer of a spectral model.
+    """What one step can stretch a gradient by at most, for one layer of a spectral model, one way.
 
     None for modrelu, whose slope has no bound where its bias is positive.
     """
-    if settings.num_layers != 1 or settings.nonlinearity == "modrelu":
+    if settings.num_layers != 1 or settings.bidirectional or settings.nonlinearity == "modrelu":
         return None
     return {"spectral": 1.0 + settings.margin, "orthogonal": 1.0}.get(name)

@@ -220,6 +220,8 @@ class Training:
             self.folder.log(record)
 
     def _record_gradient_flow(self, when: str) -> None:
+        if self.settings.bidirectional:
+            return  # There is no step before t that all of the gradient comes through.
         batch = self.task.train_batch(0).to(self.device)
         chosen = slice(PROBED_SEQUENCES)
         targets = batch.targets

@@ -8,7 +8,7 @@ from PIL import Image
 
 from spectral_triton.experiments.studies.markdown import number, spread
 from spectral_triton.experiments.studies.page import write_page
-from spectral_triton.experiments.studies.plan import Case, Published
+from spectral_triton.experiments.studies.plan import Case, Published, Search
 from spectral_triton.experiments.studies.recipes import REPRODUCTIONS
 from spectral_triton.experiments.studies.reproduction import Selection
 from spectral_triton.experiments.studies.results import collect, mean_ranks, read_results
@@ -117,6 +117,29 @@ def test_search_log_marks_the_best_candidate(tiny_study, page):
     expected[best] = f"**{expected[best]}**"
     assert {float(rate): value for rate, value in rows} == expected
     assert "No run yet." in text
+
+
+def test_search_on_folds_shows_the_mean_of_each_candidate(tiny_study, page, tiny_series, tmp_path):
+    tiny_series.rename(tmp_path / "ucr")
+    study = tiny_study(
+        task="ucr",
+        cases={"Tiny": Case({"dataset": "Tiny"}, 5)},
+        goal=None,
+        search=Search(steps=4, evaluations=1, folds=3),
+    )
+    text, results, _ = page(study, Selection(search=True))
+    assert len(results) == 2 * 2 * 3
+    assert "4 steps on each of 3 folds of the training part of 1 data sets" in text
+    means = {
+        rate: fmean(
+            r["validation"] for r in results if r["model"] == "lstm" and r["config"]["lr"] == rate
+        )
+        for rate in (1e-3, 1e-2)
+    }
+    shown = dict(re.findall(r"\| lstm \| lr (\S+) \| \**([\d.]+) %", text))
+    assert {float(rate): value for rate, value in shown.items()} == {
+        rate: f"{100 * mean:.2f}" for rate, mean in means.items()
+    }
 
 
 PUBLISHED = Path(__file__).parents[3] / "perf" / "experiments"

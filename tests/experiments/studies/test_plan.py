@@ -3,7 +3,7 @@
 import pytest
 
 from spectral_triton.experiments.errors import UsageError
-from spectral_triton.experiments.studies.plan import Case, Goal, Recipe
+from spectral_triton.experiments.studies.plan import Case, Goal, Recipe, Search
 from spectral_triton.experiments.studies.reproduction import BudgetLine, Selection
 
 LEAVES = [f"{model}/seed-{seed}" for seed in (0, 1) for model in ("spectral", "lstm")]
@@ -45,3 +45,21 @@ def test_goals():
 def test_recipes_are_laid_over_what_is_common(tiny_study):
     study = tiny_study(recipes={"lstm": Recipe({"hidden_size": 6}, 1)})
     assert study.jobs(Selection())[0].config.settings.hidden_size == 6
+
+
+def test_search_on_folds_of_the_training_part(tiny_study):
+    study = tiny_study(
+        task="ucr",
+        cases={name: Case({"dataset": name}, 4) for name in ("CBF", "Car")},
+        search=Search(steps=4, evaluations=1, seed=100, folds=3),
+    )
+    jobs = study.jobs(Selection(models=["lstm"], cases=["Car"], search=True))
+    assert [job.folder.as_posix() for job in jobs] == [
+        f"search/Car/lstm/candidate-{number}/fold-{fold}" for number in (0, 1) for fold in (0, 1, 2)
+    ]
+    assert [(job.config.options["fold"], job.config.seed) for job in jobs[:3]] == [
+        (0, 100),
+        (1, 101),
+        (2, 102),
+    ]
+    assert jobs[0].config.options["dataset"] == "Car"

@@ -5,8 +5,9 @@ import torch
 
 from spectral_triton.experiments.errors import DataError, UsageError
 from spectral_triton.experiments.tasks import ucr
+from spectral_triton.experiments.tasks.series_table import read_table
 from spectral_triton.experiments.tasks.storage import DataFolder
-from spectral_triton.experiments.tasks.ucr import UCRSeries, filled, read_series, read_table
+from spectral_triton.experiments.tasks.ucr import UCRSeries, filled, read_series
 
 
 def make(folder, name="Tiny", **options):
@@ -41,34 +42,6 @@ def test_normalization_is_per_series(tiny_series):
     torch.testing.assert_close(series.mean(0), torch.zeros(2))
     torch.testing.assert_close(series[:, 0].var(correction=0), torch.tensor(1.0))
     assert torch.equal(series[:, 1], torch.zeros(5))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "no rows"),
-        ("1\n", "no rows"),
-        ("1;2;3\n", "no rows"),
-        ("1\t2\t3\n1\t2\n", "row 2 has 2 columns, row 1 has 3"),
-        ("1\t2\t3\n1\t2\t3\t4\n", "row 2 has 4 columns"),
-        ("1\t2\t3\n1\n", "row 2 has 1 columns"),
-        ("1\t2\t3\n\n1\t2\n", "row 3 has 2 columns, row 1 has 3"),
-        ("1\t2\tx\n", "row 1.*'x'"),
-        ("1\t2\t1_0\n", "row 1.*'1_0'"),
-        ("1\t\t2\n", "row 1: could not convert"),
-        ("1\t2\tNaN\t3\n", "row 1.*missing.*variable_length_datasets_adjusted"),
-        ("a\t2\t3\n", "row 1.*'a'"),
-        ("NaN\t2\t3\n", "row 1.*label"),
-        ("1\t2\tinf\n", "row 1: a value inside"),
-        ("1\tNaN\t3\n", "row 1: a value inside"),
-        ("1\tNaN\tNaN\n", "row 1: the series has no values"),
-        ("1\t2\té\n", "row 1.*'é'"),
-    ],
-)
-def test_damaged_table_is_refused(tmp_path, text, message):
-    (tmp_path / "a").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=message):
-        read_table(tmp_path / "a")
 
 
 def test_truncated_archive_is_refused(tiny_series):
@@ -128,12 +101,69 @@ def test_validation_only_where_there_is_enough(tiny_series, monkeypatch):
     assert sorted(seen.tolist()) == list(range(10))
 
 
+def test_folds_are_parts_of_the_training_series_with_each_labels_share(tiny_series):
+    labels = [0] * 7 + [1] * 4 + [2]
+    rows = "".join(f"{label}\t{i}\t1\n" for i, label in enumerate(labels))
+    for split in ("TRAIN", "TEST"):
+        (tiny_series / f"Folds_{split}.tsv").write_text(rows)
+    seen = []
+    for fold in range(ucr.FOLDS):
+        task, other = (make(tiny_series, "Folds", fold=fold, seed=seed) for seed in (0, 1))
+        held, rest = (task.splits[s].sequences[:, 0, 0].tolist() for s in ("validation", "train"))
+        assert sorted(held + rest) == list(range(12))
+        assert len(held) == 4
+        assert all(sum(labels[int(i)] == c for i in held) >= n for c, n in ((0, 2), (1, 1)))
+        assert other.splits["validation"].sequences[:, 0, 0].tolist() == held
+        assert task.has_validation
+        seen += held
+    assert sorted(seen) == list(range(12))
+    for fold in (-1, 3):
+        with pytest.raises(UsageError, match=f"fold must be from 0 to 2, not {fold}"):
+            UCRSeries.check_options({"dataset": "Folds", "normalize": True, "fold": fold})
+
+
+def test_a_fold_without_series_is_refused(tiny_series):
+    (tiny_series / "Tiny_TRAIN.tsv").write_text("-1\t1\t2\t3\t4\t5\n2\t5\t4\t3\t2\t1\n")
+    make(tiny_series, fold=1)
+    with pytest.raises(DataError, match="2 training series are too few for 3 folds"):
+        make(tiny_series, fold=2)
+
+
+def test_mask_says_what_was_measured(tiny_series):
+    (tiny_series / "Tiny_TEST.tsv").write_text("2\tNaN\t7\tNaN\t3\t2\n-1\t1\t2\t4\tNaN\tNaN\n")
+    with pytest.raises(DataError, match="--mask"):
+        make(tiny_series)
+    series, classes = read_series(DataFolder(tiny_series.parent), "Tiny", mask=True)
+    given = {"normalize": True, "seed": 0, "dtype": torch.float64, "mask": True}
+    task = UCRSeries(series, classes, 2, **given)
+    assert task.input_size == 2
+    values, present = next(iter(task.batches("test"))).inputs.unbind(-1)
+    assert present.t().tolist() == [[0, 1, 0, 1, 1], [0, 0, 1, 1, 1]]
+    assert torch.equal(values[present == 0], torch.zeros(4))
+    torch.testing.assert_close(values.sum(0), torch.zeros(2))
+    torch.testing.assert_close((values.square().sum(0) / 3), torch.ones(2))
+
+
+def test_files_of_different_lengths_with_a_mask_or_as_ts(tiny_series):
+    (tiny_series / "Tiny_TEST.tsv").write_text("2\t9\t7\t5\n-1\t1\t2\t4\n")
+    with pytest.raises(DataError, match=r"5 and 3.*variable_length_datasets_adjusted.*--mask"):
+        make(tiny_series)
+    series, _ = read_series(DataFolder(tiny_series.parent), "Tiny", mask=True)
+    assert series["test"].sequences[:, :2].isnan().all()
+    assert series["test"].sequences[0, 2:, 0].tolist() == [9, 7, 5]
+    (tiny_series / "Other_TRAIN.ts").write_text("1,2,3:0\n4,5:1\n")
+    (tiny_series / "Other_TEST.ts").write_text("1,2,3,4:0\n4,5:1\n")
+    (batch,) = make(tiny_series, "Other").batches("test")
+    assert batch.inputs[..., 0].t().tolist() == [[1, 2, 3, 4], [4.5, 4.5, 4, 5]]
+    assert len(make(tiny_series, "Other").splits["train"].sequences[0]) == 4
+
+
 def test_missing_or_impossible_names(tiny_series):
     with pytest.raises(DataError, match=r"Nine_TRAIN.tsv.*Nine_TEST.tsv.*never fetched"):
         make(tiny_series, "Nine")
     for name, message in (("../Tiny", "not the name"), (None, "needs the name")):
         with pytest.raises(UsageError, match=message):
-            UCRSeries.check_options({"dataset": name, "normalize": True})
+            UCRSeries.check_options({"dataset": name, "normalize": True, "fold": None})
 
 
 def test_real_series(real_data):
@@ -141,36 +171,6 @@ def test_real_series(real_data):
         series, classes = read_series(real_data, name)
         train, test = series["train"].sequences, series["test"].sequences
         assert (len(train), len(test), classes, train.shape[1]) == sizes
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("A.tsv", "1\t2\t3.5\n-1\t0\t4\n\n"),
-        ("A.tsv", "\ufeff1\t2\t3.5\n-1\t0\t4\n"),
-        ("A.tsv", "1\t2\t3.5\t\r\n-1\t0\t4\t\r\n  \r\n"),
-        ("A.csv", "1,2,3.5\n-1,0,4"),
-        ("A.txt", "  1.0   2.0  3.5\n -1.0   0  4\n"),
-        ("A.txt", "1, 2, 3.5,\n-1, 0, 4,\n"),
-        ("A.ts", "# a comment\n@problemName A\n@data\n2,3.5:1\n0,4:-1\n"),
-    ],
-)
-def test_tables_as_people_have_them(tmp_path, name, text):
-    path = tmp_path / name
-    path.write_bytes(text.encode())
-    labels, values = read_table(path)
-    assert [float(label) for label in labels] == [1, -1]
-    assert values.tolist() == [[2, 3.5], [0, 4]]
-
-
-def test_shorter_series_of_a_ts_file_end_at_the_last_step(tmp_path):
-    path = tmp_path / "A.ts"
-    path.write_text("@data\n1,2,3:0\n4,5:1\n6,?,?:1\n")
-    _, values = read_table(path)
-    assert str(values.tolist()) == "[[1.0, 2.0, 3.0], [nan, 4.0, 5.0], [nan, nan, 6.0]]"
-    path.write_text("@data\n1,2:3,4:0\n")
-    with pytest.raises(DataError, match="one series a line"):
-        read_table(path)
 
 
 @pytest.mark.parametrize("ending", [".txt", ".csv", ".ts", ""])

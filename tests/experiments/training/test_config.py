@@ -6,7 +6,7 @@ import torch
 from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.tasks.adding import Adding
 from spectral_triton.experiments.tasks.storage import DataFolder
-from spectral_triton.experiments.training.config import make_config
+from spectral_triton.experiments.training.config import continued_config, make_config
 
 
 def test_defaults_are_those_of_the_task():
@@ -61,6 +61,18 @@ def test_dictionary_is_flat_json_of_what_the_model_uses():
     # Runs of before there was the setting are continued.
     assert "rebase" not in spectral
     assert make_config("adding", "spectral", overrides={"rebase": 20}).as_dict()["rebase"] == 20
+    series = make_config("ucr", "gru", options={"dataset": "CBF"}).as_dict()
+    assert not {"bidirectional", "fold", "mask"} & series.keys()
+    asked = {"fold": 0, "mask": True, "dataset": "CBF"}
+    series = make_config("ucr", "gru", options=asked, overrides={"bidirectional": True}).as_dict()
+    assert [series[name] for name in ("bidirectional", "fold", "mask")] == [True, 0, True]
+    assert continued_config(series, {}, {}, {}).as_dict() == series
+
+
+@pytest.mark.parametrize("task", ["ptb", "copying"])
+def test_what_is_answered_at_every_step_is_not_read_both_ways(task):
+    with pytest.raises(UsageError, match="bidirectional would read the answers"):
+        make_config(task, "spectral", overrides={"bidirectional": True})
 
 
 def test_gates_do_not_begin_as_one_transition_does():

@@ -54,6 +54,23 @@ def test_answer_comes_from_the_last_step():
     torch.testing.assert_close(outputs, model.head(hidden[-1]))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "rnn"])
+def test_both_ways_the_answer_comes_from_both_ends(name, layers):
+    model = make(name, bidirectional=True, num_layers=layers)
+    inputs = torch.randn(5, 4, 2, dtype=torch.float32)
+    hidden, _ = model.encoder(inputs)
+    ends = torch.cat((hidden[-1, :, :6], hidden[0, :, 6:]), -1)
+    torch.testing.assert_close(model(inputs)[0], model.head(ends))
+    assert (model.singular_values() is None) == (name in ("lstm", "gru"))
+
+
+def test_answers_of_every_step_are_not_read_ahead():
+    task = Copying(3, 4, seed=0, dtype=torch.float32)
+    with pytest.raises(UsageError, match="bidirectional would read the answers"):
+        make("spectral", task, bidirectional=True)
+
+
 def test_identity_start():
     model = make("irnn")
     assert torch.equal(model.encoder.weight_hh_l0, torch.eye(6, dtype=torch.float32))
@@ -173,3 +190,4 @@ def test_lipschitz_bound():
     assert lipschitz_bound("spectral-lstm", settings) is None
     assert lipschitz_bound("spectral", Settings(steps=1, nonlinearity="modrelu")) is None
     assert lipschitz_bound("spectral", Settings(steps=1, num_layers=2)) is None
+    assert lipschitz_bound("spectral", Settings(steps=1, bidirectional=True)) is None

@@ -28,6 +28,12 @@ RUNS = {
     "ptb, spectral": ("ptb", "spectral", {"window": 3}, {"dropout": 0.2, "batch_size": 3}),
     "ptb, lstm": ("ptb", "lstm", {"window": 3}, {"batch_size": 3, "weight_decay": 0.1}),
     "ucr, spectral": ("ucr", "spectral", {"dataset": "Tiny"}, {}),
+    "ucr, both ways": (
+        "ucr",
+        "spectral",
+        {"dataset": "Tiny", "fold": 0, "mask": True},
+        {"bidirectional": True, "num_layers": 2},
+    ),
 }
 STEPS = 13
 
