@@ -2,7 +2,6 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -22,15 +21,12 @@ from spectral_triton.runtime.validation import (
 )
 from spectral_triton.spectra.record import SpectrumRecord
 from spectral_triton.spectra.spectrum import Spectrum
-from spectral_triton.spectra.stacked import resolve_spectrum
+from spectral_triton.spectra.stacked import StackedSpectrum, resolve_spectrum
 from spectral_triton.svd.assignment import AssignableWeights
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.parameters import parameters_from_dense, spectrum_values
 
 Module = TypeVar("Module", bound=nn.Module)
-
-NOTICEABLE = 1e-3
-"""Relative change of a weight that is more than rounding."""
 
 
 def svd(
@@ -41,6 +37,7 @@ def svd(
     spectrum: Spectrum | None = None,
     num_blocks: int = 1,
     out_of_bounds: str = "raise",
+    margin: float | None = None,
 ) -> Module:
     r"""Keeps the singular values of a module's weight within bounds while it trains.
 
@@ -72,6 +69,7 @@ def svd(
         num_blocks: Stacked matrices along dimension 0, each with factors of its own: 4 for the
             gates of ``weight_hh_l0`` of an LSTM, 3 for a GRU.
         out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Returns:
         The module.
@@ -127,29 +125,18 @@ def svd(
         raise ValueError(
             f"num_blocks must divide dimension 0 of {name}, {weight.shape[0]}, got {num_blocks}"
         )
-    parametrization = _SVD(weight, num_reflectors, spectrum, num_blocks, out_of_bounds)
-    before, kind = weight.detach().clone(), type(module).__name__
+    parametrization = _SVD(
+        weight,
+        num_reflectors,
+        resolve_spectrum(spectrum, None, margin),
+        num_blocks,
+        out_of_bounds,
+        f"{name} of {type(module).__name__}",
+    )
     parametrize.register_parametrization(module, name, parametrization)
-    _warn_of_change(module, name, before, kind)
     if isinstance(module, nn.RNNBase):
         module.register_forward_hook(release_flat_weights)
     return module
-
-
-def _warn_of_change(module: nn.Module, name: str, before: Tensor, kind: str) -> None:
-    if before.is_meta:
-        return
-    with torch.no_grad():
-        norm, change = before.norm(), (getattr(module, name) - before).norm()
-    # Half precision rounds by up to 0.4 %.
-    limit = NOTICEABLE if before.dtype.itemsize > 2 else 0.02
-    if change > limit * norm:
-        warnings.warn(
-            f"svd moved singular values of {name} of {kind} into the bounds, which changed it by "
-            f"{float(change / norm):.1%}; "
-            "spectrum=SigmoidSpectrum.around(torch.linalg.svdvals(weight)) keeps it",
-            stacklevel=3,
-        )
 
 
 def svd_names(module: nn.Module) -> list[str]:
@@ -269,17 +256,18 @@ class _SVD(SpectrumRecord):
         self,
         weight: Tensor,
         num_reflectors: int | Sequence[int] | None,
-        spectrum: Spectrum | None,
+        spectrum: Spectrum | StackedSpectrum,
         num_blocks: int,
         out_of_bounds: str,
+        name: str,
     ) -> None:
         super().__init__()
         self.weight_shape = weight.shape
         self.num_blocks = num_blocks
         m, n = self._blocks(weight).shape[1:]
         self.num_reflectors = resolve_num_reflectors(num_reflectors, m, n)
-        self.spectrum = resolve_spectrum(spectrum)
-        self.out_of_bounds = out_of_bounds
+        self.spectrum = spectrum
+        self.out_of_bounds, self.name = out_of_bounds, name
         ones = torch.ones(num_blocks, min(m, n), dtype=weight.dtype, device=weight.device)
         self.register_buffer("signs", ones)
         self._set_bases(None, None)
@@ -347,6 +335,7 @@ class _SVD(SpectrumRecord):
             self.num_reflectors,
             self.out_of_bounds,
             "if needed" if self.left_base is None else "always",
+            self.name,
         )
         self.signs.copy_(signs)
         self._set_bases(*bases)

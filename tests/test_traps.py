@@ -9,8 +9,10 @@ from torch.nn.utils import prune
 
 from spectral_triton import (
     SVDMLP,
+    FixedSpectrum,
     HouseholderSVD,
     SigmoidSpectrum,
+    SignedSpectrum,
     SpectralGRU,
     SpectralGRUCell,
     SpectralLSTM,
@@ -26,6 +28,7 @@ from spectral_triton import (
     init,
     parametrizations,
 )
+from spectral_triton.svd.bounds import WeightChangedWarning
 
 # How to make one, an input, and the name of what is bounded.
 LAYERS = {
@@ -57,6 +60,26 @@ def test_margin_is_short_for_a_band_around_one(name):
         make(margin=-0.1)
 
 
+def test_margin_in_what_is_made_of_layers():
+    assert SVDResidualBlock(4, margin=0.25).linear.svd.spectrum == SignedSpectrum(0.25)
+    mlp = SVDMLP([3, 4, 4, 2], margin=0.25)
+    assert mlp[0].svd.spectrum == mlp[-1].svd.spectrum == SigmoidSpectrum(margin=0.25)
+    assert mlp[2].linear.svd.spectrum == SignedSpectrum(0.5)
+    linear = parametrizations.svd(nn.Linear(3, 3), margin=0.25, out_of_bounds="clip")
+    assert linear.parametrizations.weight[0].spectrum == SigmoidSpectrum(margin=0.25)
+    for make in (
+        lambda **o: SVDResidualBlock(4, **o),
+        lambda **o: SVDMLP([3, 4], **o),
+        lambda **o: parametrizations.svd(nn.Linear(3, 3), **o),
+    ):
+        with pytest.raises(ValueError, match="margin must be positive, got -1"):
+            make(margin=-1)
+        with pytest.raises(TypeError, match="margin must be a number, got True"):
+            make(margin=True)
+        with pytest.raises(ValueError, match="give margin or spectrum, not both"):
+            make(margin=0.1, spectrum=SigmoidSpectrum())
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -78,8 +101,7 @@ def test_every_layer_takes_a_start(make):
 @each_layer
 def test_singular_values_and_factors_are_read_alike(name):
     layer = LAYERS[name][0]()
-    if "convolution" not in name:
-        assert isinstance(layer.singular_values, torch.Tensor)
+    assert isinstance(layer.singular_values, torch.Tensor)
     factors = layer.factors
     first = factors[0] if isinstance(factors, tuple) else factors
     assert isinstance(first, HouseholderSVD)
@@ -89,9 +111,7 @@ def test_singular_values_and_factors_are_read_alike(name):
 def test_input_of_another_precision_is_one_kind_of_error(name):
     make, shape, _ = LAYERS[name]
     layer = make(dtype=torch.float32)
-    with pytest.raises(
-        TypeError, match=r"(input|x) must have the dtype .*float32.*got torch.float64"
-    ):
+    with pytest.raises(TypeError, match=r"input must have the dtype .*float32.*got torch.float64"):
         layer(torch.randn(shape, dtype=torch.float64))
 
 
@@ -138,10 +158,60 @@ def test_a_weight_out_of_bounds_is_an_error_with_a_spectrum_that_holds_it(make):
 
 
 def test_clipping_on_request_says_how_much_changed():
-    with pytest.warns(UserWarning, match=r"weight of Linear .* changed it by \d+\.\d%"):
+    changed = r"has singular values .* moved inside, which changed it by \d+\.\d%"
+    with pytest.warns(WeightChangedWarning, match=f"^weight of Linear {changed}"):
         parametrizations.svd(nn.Linear(6, 5), out_of_bounds="clip")
-    with pytest.warns(UserWarning, match=r"changed trained weights: 0 by \d+\.\d%"):
+    with pytest.warns(WeightChangedWarning, match=r"changed trained weights: 0 by \d+\.\d%"):
         convert(nn.Sequential(nn.Linear(6, 5)), out_of_bounds="clip")
+    with pytest.warns(WeightChangedWarning, match=f"^the matrix {changed}"):
+        SVDWeight(3, 3).set_dense_(2 * torch.eye(3), out_of_bounds="clip")
+    with pytest.warns(WeightChangedWarning, match=f"^the matrix {changed}"):
+        SVDWeight(3, 3).set_spectrum_(FixedSpectrum(2.0), out_of_bounds="clip")
+    with pytest.warns(WeightChangedWarning, match=f"^the matrix {changed}"):
+        HouseholderSVD.from_dense(torch.eye(3), bounds=(2.0, 3.0), out_of_bounds="clip")
+
+
+PLAIN = {
+    "weight": [
+        lambda **o: SVDLinear.from_linear(nn.Linear(4, 4), **o),
+        lambda **o: SVDConv1d.from_conv(nn.Conv1d(4, 4, 3), **o),
+        lambda **o: SVDConv2d.from_conv(nn.Conv2d(4, 4, 3, groups=2), **o),
+    ],
+    "weight_hh_l0": [
+        lambda **o: SpectralRNN.from_rnn(nn.RNN(4, 4), **o),
+        lambda **o: SpectralLSTM.from_lstm(nn.LSTM(4, 4), **o),
+        lambda **o: SpectralGRU.from_gru(nn.GRU(4, 4), **o),
+    ],
+    "weight_hh": [
+        lambda **o: SpectralRNNCell.from_rnn_cell(nn.RNNCell(4, 4), **o),
+        lambda **o: SpectralLSTMCell.from_lstm_cell(nn.LSTMCell(4, 4), **o),
+        lambda **o: SpectralGRUCell.from_gru_cell(nn.GRUCell(4, 4), **o),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "take"), [(name, take) for name, takes in PLAIN.items() for take in takes]
+)
+def test_a_plain_layer_out_of_bounds_is_named_and_clipped_on_request_with_a_warning(name, take):
+    with pytest.raises(ValueError, match=f"^{name} has singular values .* would hold them"):
+        take()
+    with pytest.warns(WeightChangedWarning, match=f"^{name} has singular values .*changed it"):
+        take(out_of_bounds="clip")
+
+
+@each_layer
+def test_a_weight_that_is_assigned_out_of_bounds_is_told_what_clips(name):
+    make, _, weight = LAYERS[name]
+    layer = make()
+    far = 3 * getattr(layer, weight).detach()
+    with pytest.raises(
+        ValueError, match=rf"cannot set {weight}: .* would hold them, set_dense_\(w, out_of"
+    ):
+        setattr(layer, weight, far)
+    plain = {key: value for key, value in layer.state_dict().items() if "svd" not in key}
+    with pytest.raises(RuntimeError, match=rf"dense {weight}: .* would hold them$"):
+        layer.load_state_dict(plain | {weight: far})
 
 
 def test_solve_undoes_apply():

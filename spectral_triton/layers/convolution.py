@@ -13,8 +13,9 @@ from spectral_triton.layers.convolution_norms import ConvolutionNorms
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     check_flag,
-    check_floating,
     check_integer,
+    check_precision,
+    full_precision,
     without_autocast,
 )
 from spectral_triton.spectra.spectrum import Spectrum
@@ -177,13 +178,21 @@ class SVDConvolution(ConvolutionNorms):
         return self.svd.to_dense().reshape(self.out_channels, *inner)
 
     @property
+    def singular_values(self) -> Tensor:
+        """Those of the flattened kernel, ([groups,] p), unsorted, differentiable, float32 at least.
+
+        :meth:`operator_singular_values` has those of the convolution as a whole.
+        """
+        return self.svd.singular_values
+
+    @property
     def factors(self) -> HouseholderSVD:
         """The flattened kernel as an operator on patches; batched where there are groups."""
         return self.svd.factors
 
     def forward(self, input: Tensor) -> Tensor:
         """([B,] in_channels, ...) -> ([B,] out_channels, ...), in the dtype of the input."""
-        check_floating("input", input)
+        check_precision("input", input, full_precision(self.svd.left.dtype))
         d = self.dimensions
         if input.dim() not in (d + 1, d + 2) or input.shape[-d - 1] != self.in_channels:
             raise ValueError(
@@ -193,11 +202,6 @@ class SVDConvolution(ConvolutionNorms):
         with without_autocast(input.device.type):
             kernel = self._kernel()
             wide = input.to(kernel.dtype) if input.dtype.itemsize == 2 else input
-            if wide.dtype != kernel.dtype:
-                raise TypeError(
-                    f"input must have the dtype of the kernel, {kernel.dtype}, or half precision, "
-                    f"got {input.dtype}"
-                )
             padding: tuple[int, ...] | str | int = self.padding
             if self.padding_mode != "zeros":
                 both = [size for pads in reversed(self._pads) for size in pads]
@@ -232,7 +236,7 @@ class SVDConvolution(ConvolutionNorms):
             Kingma, Dhariwal. Glow: generative flow with invertible 1 x 1 convolutions. NeurIPS
             2018. https://arxiv.org/abs/1807.03039
         """
-        check_floating("y", y)
+        check_precision("y", y, full_precision(self.svd.left.dtype))
         self._check_pointwise("inverse")
         channel = -self.dimensions - 1
         if y.dim() not in (-channel, 1 - channel) or y.shape[channel] != self.out_channels:
@@ -302,7 +306,7 @@ class SVDConvolution(ConvolutionNorms):
             spectrum=spectrum,
         )
         dense = layer._as_matrix(conv.weight.detach(), layer.svd)
-        layer.svd.set_dense_(dense, out_of_bounds)
+        layer.svd.set_named_(dense, out_of_bounds, "weight")
         if layer.bias is not None and conv.bias is not None:
             layer.bias.data.copy_(conv.bias.detach())
         return layer.train(conv.training)

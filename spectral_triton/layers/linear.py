@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from spectral_triton.runtime.sharding import gathered
-from spectral_triton.runtime.validation import check_flag, check_floating, check_integer
+from spectral_triton.runtime.validation import (
+    check_flag,
+    check_integer,
+    check_precision,
+    full_precision,
+)
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.svd.assignment import AssignableWeights
 from spectral_triton.svd.dense_entries import factor_dense_entries
@@ -111,7 +116,7 @@ class SVDLinear(AssignableWeights):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of the input."""
-        check_floating("input", input)
+        check_precision("input", input, full_precision(self.svd.left.dtype))
         if input.dim() < 1 or input.shape[-1] != self.in_features:
             raise ValueError(
                 f"input must have shape (..., in_features) with in_features = {self.in_features}, "
@@ -163,7 +168,7 @@ class SVDLinear(AssignableWeights):
             >>> layer, x = SVDLinear(4, 4), torch.randn(3, 4)
             >>> torch.testing.assert_close(layer.inverse(layer(x)), x)
         """
-        check_floating("y", y)
+        check_precision("y", y, full_precision(self.svd.left.dtype))
         if self.in_features != self.out_features:
             raise ValueError(
                 f"inverse needs a square weight, got in_features = {self.in_features} and "
@@ -242,7 +247,7 @@ class SVDLinear(AssignableWeights):
             num_reflectors=num_reflectors,
             spectrum=spectrum,
         )
-        layer.svd.set_dense_(weight.detach(), out_of_bounds)
+        layer.svd.set_named_(weight.detach(), out_of_bounds, "weight")
         if layer.bias is not None:
             layer.bias.data.copy_(bias.detach())
         return layer.train(linear.training)

@@ -36,6 +36,7 @@ class SVDMLP(nn.Sequential):
         residual_spectrum: Of the blocks; that of :class:`SVDResidualBlock` if None.
         init: Start of every U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
+        margin: Half-width of the band around 1 of the linear layers, as for :class:`SVDLinear`.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -63,6 +64,7 @@ class SVDMLP(nn.Sequential):
         residual_spectrum: Spectrum | None = None,
         init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         if not isinstance(widths, Sequence) or len(widths) < 2:
             raise ValueError(
@@ -89,7 +91,8 @@ class SVDMLP(nn.Sequential):
                 options |= {"activation": activation, "spectrum": residual_spectrum}
                 layers.append(SVDResidualBlock(before, bias, **options))
                 continue
-            layers.append(SVDLinear(before, after, bias, spectrum=spectrum, **options))
+            options |= {"spectrum": spectrum, "margin": margin}
+            layers.append(SVDLinear(before, after, bias, **options))
             if not is_last:
                 layers.append(make_activation(activation, device, dtype))
         super().__init__(*layers)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.spectra.spectrum import SignedSpectrum, Spectrum
+from spectral_triton.spectra.stacked import check_margin
 
 
 def make_activation(
@@ -50,6 +51,7 @@ class SVDResidualBlock(nn.Module):
             W = 0, where a ReLU without bias passes no gradient, ever.
         init: Start of U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
+        margin: The bound r, short for ``spectrum=SignedSpectrum(limit=r)``.
 
     Attributes:
         linear: The :class:`SVDLinear` of the branch.
@@ -81,8 +83,12 @@ class SVDResidualBlock(nn.Module):
         spectrum: Spectrum | None = None,
         init: str = "haar",
         base: str | None = None,
+        margin: float | None = None,
     ) -> None:
         super().__init__()
+        if margin is not None:
+            check_margin(spectrum, margin)
+            spectrum = SignedSpectrum(margin)
         self.linear = SVDLinear(
             features,
             features,

@@ -36,7 +36,7 @@ from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
 from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import resolve_spectrum
-from spectral_triton.svd.factorization import OutOfBoundsError
+from spectral_triton.svd.bounds import OutOfBoundsError, WeightChangedWarning
 from spectral_triton.svd.weight import SVDWeight
 
 Types = tuple[type[nn.Module], ...] | list[type[nn.Module]]
@@ -179,9 +179,12 @@ def convert(
                 own: Any = spectrum
                 if not isinstance(spectrum, Spectrum) and callable(spectrum):
                     own = resolve_spectrum(spectrum(name, _singular_values(layer)))
-                new = _build(layer, num_reflectors, own, out_of_bounds)
+                with warnings.catch_warnings():
+                    # One for all of them follows.
+                    warnings.simplefilter("ignore", WeightChangedWarning)
+                    new = _build(layer, num_reflectors, own, out_of_bounds)
             except OutOfBoundsError as error:
-                excluded.append(f"{name or 'model'}: {error}".split(", out_of_bounds=")[0])
+                excluded.append(f"{name or 'model'}: {error.problem}")
                 continue
             except ValueError as error:
                 raise ValueError(f"{name or 'model'}: {error}") from error
@@ -191,7 +194,7 @@ def convert(
         replacements[layer] = new
         converted.append(_compare(name, layer, new))
     if excluded:
-        raise ValueError(_told(excluded))
+        raise OutOfBoundsError(_told(excluded))
     for layer, new in replacements.items():
         carry_over(layer, new)
     model = replace_modules(model, replacements)
@@ -212,6 +215,7 @@ def _warn_of_changes(converted: list[ConvertedLayer]) -> None:
         warnings.warn(
             "convert moved singular values into the bounds, which changed trained weights: "
             f"{', '.join(first + more)}. {KEEPING}",
+            WeightChangedWarning,
             stacklevel=3,
         )
 

@@ -126,8 +126,9 @@ class RecurrentModule(AssignableWeights):
         own: Module = make(plain.input_size, plain.hidden_size, **_settings(plain, cls), **svd)
         for suffix in own._suffixes():
             weight = own._svd_weight(suffix)
-            dense = getattr(plain, f"weight_hh{suffix}").detach()
-            weight.set_dense_(unstack_rows(dense, weight), out_of_bounds)
+            name = f"weight_hh{suffix}"
+            dense = unstack_rows(getattr(plain, name).detach(), weight)
+            weight.set_named_(dense, out_of_bounds, name)
         own._copy_plain(plain, own)
         return own.train(plain.training)
 

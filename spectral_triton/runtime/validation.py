@@ -23,6 +23,16 @@ def check_floating(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raises TypeError unless a tensor is of half precision, or of the dtype of the factors."""
+    check_floating(name, tensor)
+    if tensor.dtype is not dtype and tensor.dtype.itemsize != 2:
+        raise TypeError(
+            f"{name} must have the dtype of the factors, {dtype}, or half precision, got "
+            f"{tensor.dtype}; {name}.to({dtype}) or layer.to({tensor.dtype}) makes them one"
+        )
+
+
 def full_precision(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype to compute in: the widest of the arguments, and float32 at least."""
     widest = torch.float32
@@ -82,6 +92,13 @@ def check_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """As :func:`check_number`, and ValueError unless the number is above zero."""
+    check_number(name, value)
+    if not value > 0:  # type: ignore[operator]
+        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -16,7 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral_triton.runtime.validation import check_floating, check_number, full_precision
+from spectral_triton.runtime.validation import (
+    check_floating,
+    check_number,
+    check_positive,
+    full_precision,
+)
 
 
 class Spectrum(ABC):
@@ -106,8 +111,8 @@ class SigmoidSpectrum(Spectrum):
     def __post_init__(self) -> None:
         _use_plain_numbers(self)
         check_number("center", self.center)
-        _check_positive("margin", self.margin)
-        _check_positive("scale", self.scale)
+        check_positive("margin", self.margin)
+        check_positive("scale", self.scale)
         lower, upper = self.bounds
         if not lower < self.center < upper:
             raise ValueError(
@@ -207,7 +212,7 @@ class SignedSpectrum(Spectrum):
 
     def __post_init__(self) -> None:
         _use_plain_numbers(self)
-        _check_positive("limit", self.limit)
+        check_positive("limit", self.limit)
         _keep_single_bounds(self)
 
     @property
@@ -302,7 +307,7 @@ class FixedSpectrum(Spectrum):
 
     def __post_init__(self) -> None:
         _use_plain_numbers(self)
-        _check_positive("value", self.value)
+        check_positive("value", self.value)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -330,12 +335,6 @@ def _use_plain_numbers(spectrum: Any) -> None:
         value = getattr(spectrum, field.name)
         if isinstance(value, np.generic):
             object.__setattr__(spectrum, field.name, value.item())
-
-
-def _check_positive(name: str, value: object) -> None:
-    check_number(name, value)
-    if not value > 0:  # type: ignore[operator]
-        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _at_least_single(name: str, x: Tensor) -> Tensor:

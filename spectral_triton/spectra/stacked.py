@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectral_triton.runtime.validation import check_positive
 from spectral_triton.spectra.spectrum import SigmoidSpectrum, Spectrum
 
 
@@ -65,10 +66,7 @@ def resolve_spectrum(
 ) -> Spectrum | StackedSpectrum:
     """The default for None, or that of a margin; TypeError unless a spectrum or one per block."""
     if margin is not None:
-        if spectrum is not None:
-            raise ValueError(
-                f"give margin or spectrum, not both: got margin={margin!r}, spectrum={spectrum!r}"
-            )
+        check_margin(spectrum, margin)
         return SigmoidSpectrum(margin=margin)
     if spectrum is None:
         return SigmoidSpectrum()
@@ -85,3 +83,12 @@ def resolve_spectrum(
             f"got {spectrum!r}"
         )
     return spectrum
+
+
+def check_margin(spectrum: object, margin: object) -> None:
+    """Raises unless a margin is a positive number, and given in the place of a spectrum."""
+    if spectrum is not None:
+        raise ValueError(
+            f"give margin or spectrum, not both: got margin={margin!r}, spectrum={spectrum!r}"
+        )
+    check_positive("margin", margin)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spectral_triton.svd.bounds import OutOfBoundsError
 from spectral_triton.svd.weight import SVDWeight
 
 
@@ -42,5 +43,8 @@ class AssignableWeights(nn.Module):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         try:
             weight.set_dense_(self._as_matrix(value.detach(), weight))
+        except OutOfBoundsError as error:
+            clip = "set_dense_(w, out_of_bounds='clip') of its SVDWeight moves them inside"
+            raise OutOfBoundsError(f"cannot set {name}: {error.problem}, {clip}") from error
         except (TypeError, ValueError) as error:
             raise type(error)(f"cannot set {name}: {error}") from error

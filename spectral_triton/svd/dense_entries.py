@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from spectral_triton.svd.bounds import OutOfBoundsError
+
 
 def factor_dense_entries(
     module: nn.Module,
@@ -37,6 +39,9 @@ def factor_dense_entries(
         weight: Any = module.get_submodule(name)
         try:
             factors = weight.dense_state(matrix(state_dict[key], weight))
+        except OutOfBoundsError as error:
+            # Nobody can ask for another way here.
+            failures.append(f"cannot load the dense {key}: {error.problem}")
         except (TypeError, ValueError) as error:
             failures.append(f"cannot load the dense {key}: {error}")
         else:

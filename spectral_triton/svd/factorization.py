@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -14,13 +13,13 @@ from torch import Tensor
 from spectral_triton.householder.products import apply_reflectors, reflectors_from_orthogonal
 from spectral_triton.init import usual_length
 from spectral_triton.runtime.validation import (
-    check_bounds,
     check_choice,
     check_floating,
     full_precision,
     resolve_num_reflectors,
 )
 from spectral_triton.svd.base import draw_pairs_
+from spectral_triton.svd.bounds import into_bounds
 
 
 class DenseFactors(NamedTuple):
@@ -38,10 +37,6 @@ class TooFewReflectorsError(ValueError):
     """A dense matrix cannot be written with the number of reflectors asked for."""
 
 
-class OutOfBoundsError(ValueError):
-    """A dense matrix has singular values that the bounds exclude."""
-
-
 @torch.no_grad()
 def factor_dense(
     w: Tensor,
@@ -50,6 +45,7 @@ def factor_dense(
     bounds: tuple[float, float] | None = None,
     out_of_bounds: str = "raise",
     base: str = "never",
+    name: str = "the matrix",
 ) -> DenseFactors:
     r"""Factors :math:`W = U \,\mathrm{diag}(s \circ \sigma)\, V^\top` into reflectors of U and V.
 
@@ -65,6 +61,7 @@ def factor_dense(
         out_of_bounds: "raise", or "clip" to move any singular value into the bounds.
         base: "never", "always", or "if needed", where the reflectors alone do not suffice: then the
             singular vectors are the bases, and the reflectors are drawn in pairs that cancel.
+        name: What the matrix is called where it is out of bounds.
 
     Returns:
         left ``(..., k_u, m)``, σ ``(..., p)`` with \|σ\| falling, right ``(..., k_v, n)``, both
@@ -126,40 +123,8 @@ def factor_dense(
         # Errors of the matrix and of its decomposition, relative to the norm: a few more units in
         # the last place where it was formed from factors, however small it is.
         slack = max(16, *w.shape[-2:]) * torch.finfo(sigma.dtype).eps * sigma[..., :1]
-        sigma, signs = into_bounds(sigma, signs, bounds, out_of_bounds, slack)
+        sigma, signs = into_bounds(sigma, signs, bounds, out_of_bounds, slack, name)
     return DenseFactors(left, sigma, right, signs, *bases)
-
-
-def into_bounds(
-    sigma: Tensor, signs: Tensor, bounds: tuple[float, float], out_of_bounds: str, slack: Tensor
-) -> tuple[Tensor, Tensor]:
-    """σ and signs of the same matrix with σ in bounds; ValueError if one is out by more than slack.
-
-    With "clip" none is out by too much. Where -σ is nearer to the bounds the sign changes.
-    """
-    check_bounds(bounds)
-    flipped = _distance(-sigma, bounds) < _distance(sigma, bounds)
-    signed = torch.where(flipped, -sigma, sigma)
-    if out_of_bounds == "raise" and (_distance(signed, bounds) > slack).any():
-        raise OutOfBoundsError(
-            f"the matrix has singular values from {sigma.min().item():.9g} to "
-            f"{sigma.max().item():.9g}, outside the bounds {tuple(bounds)}; "
-            f"{_fitting(sigma)} would hold them, out_of_bounds='clip' moves them inside"
-        )
-    return signed.clamp(*bounds), torch.where(flipped, -signs, signs)
-
-
-def _fitting(sigma: Tensor) -> str:
-    """The call of a spectrum that has room for singular values."""
-    lower, upper = sigma.min().item() / 1.2, sigma.max().item() * 1.2
-    if upper <= 0 or not math.isfinite(upper):
-        return "SoftplusSpectrum()"
-    center, margin = (upper + lower) / 2, (upper - lower) / 2
-    return f"SigmoidSpectrum(center={center:.3g}, margin={margin:.3g})"
-
-
-def _distance(values: Tensor, bounds: tuple[float, float]) -> Tensor:
-    return (values - values.clamp(*bounds)).abs()
 
 
 def _lengthened(reflectors: Tensor) -> Tensor:

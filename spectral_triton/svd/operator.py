@@ -23,7 +23,7 @@ from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     broadcast_batch,
     check_factors,
-    check_floating,
+    check_precision,
     full_precision,
     without_autocast,
 )
@@ -252,7 +252,7 @@ class HouseholderSVD(LowRankAlgebra):
         m, n = self.left.shape[-1], self.right.shape[-1]
         rows, batch = self._vectors(x)
         if bias is not None:
-            self._check_precision("bias", bias)
+            check_precision("bias", bias, self.dtype)
             if bias.shape != (m,):
                 raise ValueError(f"bias must have shape (m,) = ({m},), got {tuple(bias.shape)}")
             bias = gathered(bias).to(self.dtype)
@@ -284,7 +284,7 @@ class HouseholderSVD(LowRankAlgebra):
 
     def _vectors(self, x: Tensor, name: str = "x") -> tuple[Tensor, torch.Size]:
         """x as rows (..., B, n), and the batch dimensions of a product with them."""
-        self._check_precision(name, x)
+        check_precision(name, x, self.dtype)
         n = self.right.shape[-1]
         if x.dim() < 1 or x.shape[-1] != n:
             raise ValueError(
@@ -299,14 +299,6 @@ class HouseholderSVD(LowRankAlgebra):
                 f"batch dimensions of {name} of shape {tuple(x.shape)} must broadcast with those "
                 f"of a matrix of shape {tuple(self.shape)}"
             ) from None
-
-    def _check_precision(self, name: str, x: Tensor) -> None:
-        check_floating(name, x)
-        if x.dtype is not self.dtype and x.dtype.itemsize != 2:
-            raise TypeError(
-                f"{name} must have the dtype of the factors, {self.dtype}, or half precision, "
-                f"got {x.dtype}"
-            )
 
     def _way(self, x: Tensor, num_vectors: float) -> Literal["dense", "at once", "in turn"]:
         """How W x is computed: by W, by both factors in one Function, or by one after the other."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum
-from spectral_triton.svd.factorization import TooFewReflectorsError, factor_dense, into_bounds
+from spectral_triton.svd.bounds import OutOfBoundsError, into_bounds
+from spectral_triton.svd.factorization import TooFewReflectorsError, factor_dense
 
 
 def spectrum_values(
@@ -41,12 +42,13 @@ def parameters_from_dense(
     num_reflectors: tuple[int, int],
     out_of_bounds: str = "raise",
     base: str = "if needed",
+    name: str = "the matrix",
 ) -> Parameters:
     """Those of a dense matrix, or of stacked ones, which have bases together or not at all."""
     if isinstance(spectrum, StackedSpectrum):
 
         def of_one(index: int, own: Spectrum, base: str) -> Parameters:
-            return parameters_from_dense(w[index], own, num_reflectors, out_of_bounds, base)
+            return parameters_from_dense(w[index], own, num_reflectors, out_of_bounds, base, name)
 
         try:
             if base == "always":
@@ -69,7 +71,7 @@ def parameters_from_dense(
         )
     lower, upper = spectrum.bounds
     found = factor_dense(
-        w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds, base=base
+        w, num_reflectors, bounds=(lower, upper), out_of_bounds=out_of_bounds, base=base, name=name
     )
     left, sigma, right, signs, left_base, right_base = found
     raw = _raw(sigma, spectrum, out_of_bounds)
@@ -129,6 +131,8 @@ def _of_each(
     for index, spectrum in enumerate(stacked):
         try:
             parts.append(parameters(index, spectrum))
+        except OutOfBoundsError as error:
+            raise error.of(f"matrix {index}") from error
         except ValueError as error:
             raise type(error)(f"matrix {index}: {error}") from error
     return list(zip(*parts, strict=True))

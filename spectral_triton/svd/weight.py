@@ -267,7 +267,12 @@ class SVDWeight(SpectrumRecord):
             ValueError: if the shape differs or a singular value is out of bounds. Nothing is
                 changed then.
         """
-        state = self.dense_state(w, out_of_bounds)
+        return self.set_named_(w, out_of_bounds)
+
+    @torch.no_grad()
+    def set_named_(self, w: Tensor, out_of_bounds: str, name: str = "the matrix") -> SVDWeight:
+        """:meth:`set_dense_` for a layer that calls the matrix by the name it has there."""
+        state = self.dense_state(w, out_of_bounds, name)
         self._set_base("left_base" in state)
         for name, tensor in state.items():
             assign_(getattr(self, name), tensor)
@@ -343,7 +348,9 @@ class SVDWeight(SpectrumRecord):
         self.spectrum = new
         return self
 
-    def dense_state(self, w: Tensor, out_of_bounds: str = "raise") -> dict[str, Tensor]:
+    def dense_state(
+        self, w: Tensor, out_of_bounds: str = "raise", name: str = "the matrix"
+    ) -> dict[str, Tensor]:
         """What :meth:`set_dense_` sets, by the names of the state dict."""
         check_floating("w", w)
         if tuple(w.shape) != self.shape:
@@ -355,6 +362,7 @@ class SVDWeight(SpectrumRecord):
             self.num_reflectors,
             out_of_bounds,
             "if needed" if self.left_base is None else "always",
+            name,
         )
         dtype = self.left.dtype
         return {

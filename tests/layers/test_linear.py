@@ -274,7 +274,7 @@ def test_ensembles_by_vmap():
         (lambda: SVDLinear(3, 4)(torch.tensor(1.0)), ValueError, r"in_features = 3, got \(\)"),
         (lambda: SVDLinear(3, 4)(torch.ones(3).long()), TypeError, "input .*int64"),
         (lambda: SVDLinear(3, 4)(torch.ones(3).cfloat()), TypeError, "input .*complex64"),
-        (lambda: SVDLinear(3, 4)(torch.ones(3).float()), TypeError, "x .*float64.*float32"),
+        (lambda: SVDLinear(3, 4)(torch.ones(3).float()), TypeError, "input .*float64.*float32"),
         (lambda: SVDLinear(3, 4)([1.0, 2.0, 3.0]), TypeError, "input .*list"),
     ],
 )
