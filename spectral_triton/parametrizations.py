@@ -19,7 +19,7 @@ from spectral_triton.runtime.validation import (
     full_precision,
     resolve_num_reflectors,
 )
-from spectral_triton.spectra.record import SpectrumRecord
+from spectral_triton.spectra.record import SpectrumRecord, marked
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum, resolve_spectrum
 from spectral_triton.svd.assignment import AssignableWeights
@@ -248,7 +248,6 @@ def release_flat_weights(module: nn.RNNBase, *_: object) -> None:
 class _SVD(SpectrumRecord):
     """Forward: parameters to weight; right inverse: weight to parameters, signs and bases."""
 
-    signs: Tensor
     left_base: nn.Parameter | None
     right_base: nn.Parameter | None
 
@@ -269,7 +268,7 @@ class _SVD(SpectrumRecord):
         self.spectrum = spectrum
         self.out_of_bounds, self.name = out_of_bounds, name
         ones = torch.ones(num_blocks, min(m, n), dtype=weight.dtype, device=weight.device)
-        self.register_buffer("signs", ones)
+        self.register_buffer("signs", marked(ones, self.spectrum))
         self._set_bases(None, None)
 
     def _set_bases(self, *bases: Tensor | None) -> None:
@@ -303,7 +302,7 @@ class _SVD(SpectrumRecord):
 
     def _form(self, left: Tensor, right: Tensor, raw: Tensor | None) -> Tensor:
         sigma = spectrum_values(self.spectrum, raw, self.signs)
-        signs = self.signs.to(left.dtype)
+        signs = self.signs.to(left.dtype).sign()
         factors = HouseholderSVD(
             left,
             sigma,
@@ -337,7 +336,7 @@ class _SVD(SpectrumRecord):
             "if needed" if self.left_base is None else "always",
             self.name,
         )
-        self.signs.copy_(signs)
+        self.signs.copy_(marked(signs, self.spectrum))
         self._set_bases(*bases)
         parameters = (left, right) if raw is None else (left, right, raw)
         return tuple(parameter.to(weight.dtype) for parameter in parameters)

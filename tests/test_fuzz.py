@@ -327,7 +327,7 @@ def test_spectral_recurrence(data, steps, batch, n, dtype, x_dtype, reverse):
 
 def weight_of(svd):
     """W of a module's parameters by the oracle."""
-    sigma, signs = double(svd.singular_values), double(svd.signs)
+    sigma, signs = double(svd.singular_values), double(svd.signs.sign())
     return reference.svd_to_dense(double(svd.left).triu(), sigma, double(svd.right).triu(), signs)
 
 

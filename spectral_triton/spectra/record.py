@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum
 
+STEPS = 128
+"""Magnitudes stand at 1 + i / STEPS, which every floating dtype down to bfloat16 represents."""
+
 
 class SpectrumRecord(nn.Module):
-    """A module whose state dict names its spectrum in the metadata, beside torch's versions.
+    """A module whose state dict tells its spectrum; loaded under another one it warns.
 
-    Loaded under another one it warns. A plain dict of tensors names none.
+    The metadata beside torch's versions names it. Where that is lost, as in safetensors, a plain
+    dict or one whose prefixes were stripped, the magnitudes of the buffer ``signs`` still tell it
+    from others, see :func:`marked`. Only the signs of the buffer enter W. Those of state dicts from
+    before, all 1, tell nothing.
     """
 
     spectrum: Spectrum | StackedSpectrum
+    signs: Tensor
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -30,14 +39,58 @@ class SpectrumRecord(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, metadata: Mapping[str, Any], *args: Any
     ) -> None:
         saved, own = metadata.get("spectrum"), _described(self.spectrum)
-        if saved is not None and saved != own:
+        signs = state_dict.get(f"{prefix}signs")
+        readable = _is_readable(signs) and signs.shape == self.signs.shape
+        if saved is not None:
+            saved = None if saved == own else f"the spectrum {saved}"
+        elif readable and _tells_another(signs, self.spectrum):
+            saved = "another spectrum (which one the tensors do not say)"
+        if saved is not None:
             warnings.warn(
-                f"{prefix[:-1] or 'the weight'} was saved with the spectrum {saved} and is loaded "
-                f"with {own}, which makes another W of its raw singular values; load it as it was "
-                "saved: SVDWeight.set_spectrum_ changes the bounds of what is loaded",
+                f"{prefix[:-1] or 'the weight'} was saved with {saved} and is loaded with {own}, "
+                "which makes another W of its raw singular values; load it as it was saved: "
+                "SVDWeight.set_spectrum_ changes the bounds of what is loaded",
                 stacklevel=2,
             )
+        if readable:
+            # The next state dict tells the spectrum that W has now. A copy: the tensor is the
+            # caller's.
+            state_dict[f"{prefix}signs"] = marked(signs, self.spectrum)
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+
+@torch.no_grad()
+def marked(signs: Tensor, spectrum: Spectrum | StackedSpectrum) -> Tensor:
+    """``signs`` of shape (..., p) with magnitudes between 1 and 2 that tell the spectrum.
+
+    They follow from a hash of its class and numbers; of two spectra those of p = 1 are equal once
+    in 127 times, and once in 127^p in general.
+    """
+    return signs.sign() * (1 + _marks(signs, spectrum) / STEPS).to(signs.device, signs.dtype)
+
+
+def _marks(signs: Tensor, spectrum: Spectrum | StackedSpectrum) -> Tensor:
+    """Whole numbers from 1 to 127, shape (p,), or (matrices, p) of stacked spectra."""
+    if isinstance(spectrum, StackedSpectrum):
+        return torch.stack([_marks(signs, own) for own in spectrum])
+    digest = hashlib.shake_128(_described(spectrum).encode()).digest(signs.shape[-1])
+    marks = [1 + byte % (STEPS - 1) for byte in digest]
+    return torch.tensor(marks, dtype=torch.float64, device="cpu")
+
+
+def _tells_another(signs: Tensor, spectrum: Spectrum | StackedSpectrum) -> bool:
+    """Whether the magnitudes tell a spectrum, and not this one."""
+    steps = (signs.detach().cpu().double().abs() - 1) * STEPS
+    found = steps.round()
+    # Averages of state dicts are off by rounding; what is further off was no mark.
+    if ((steps - found).abs() > 0.25).any() or (found < 1).any() or (found >= STEPS).any():
+        return False
+    return not bool((found == _marks(signs, spectrum)).all())
+
+
+def _is_readable(signs: Any) -> bool:
+    plain = type(signs) in (Tensor, nn.Parameter)
+    return plain and signs.is_floating_point() and not signs.is_meta
 
 
 def _described(spectrum: Spectrum | StackedSpectrum) -> str:

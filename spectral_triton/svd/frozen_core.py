@@ -48,7 +48,7 @@ def frozen_core(
     if kept is None or kept.state != state:
         _, signs, left_base, right_base = cast("tuple[Tensor, ...]", made_of)
         with torch.no_grad():
-            scale = (sigma * signs.to(sigma.dtype)).unsqueeze(-2)
+            scale = (sigma * signs.to(sigma.dtype).sign()).unsqueeze(-2)
             core = (left_base.to(sigma.dtype) * scale) @ right_base.to(sigma.dtype).mT
         kept = _kept[owner] = _Kept(state, made_of, core)
     return kept.core

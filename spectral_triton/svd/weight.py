@@ -20,7 +20,7 @@ from spectral_triton.runtime.validation import (
     full_precision,
     resolve_num_reflectors,
 )
-from spectral_triton.spectra.record import SpectrumRecord
+from spectral_triton.spectra.record import SpectrumRecord, marked
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum, resolve_spectrum
 from spectral_triton.svd.cached_svd import CachedSVD
@@ -73,7 +73,8 @@ class SVDWeight(SpectrumRecord):
         raw_singular_values: σ̂ of shape ``(p,)``; None where the spectrum has no parameter. It moves
             σ by a small factor (``margin / 2`` by default): give it a learning rate of its own,
             and no weight decay unless σ is to be drawn to the center.
-        signs: Buffer of ±1, shape ``(p,)``.
+        signs: Buffer of shape ``(p,)`` whose signs alone enter W: ``factors.signs`` is ±1. The
+            magnitudes, between 1 and 2, tell the spectrum wherever the tensors are loaded.
         left_base: U₀ of shape ``(m, p)``, a parameter without gradient, in float32 at least; None
             without a base.
         right_base: V₀ of shape ``(n, p)``, likewise.
@@ -152,6 +153,7 @@ class SVDWeight(SpectrumRecord):
                 row.fill_(initial_raw(spectrum))
         elif isinstance(self.spectrum, Spectrum) and raw is not None:
             raw.fill_(initial_raw(self.spectrum))
+        self.signs.copy_(marked(self.signs, self.spectrum))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -209,7 +211,7 @@ class SVDWeight(SpectrumRecord):
 
     def _factors(self, make: Callable[..., HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
         # FSDP's mixed precision casts parameters, not buffers.
-        signs = self.signs.to(self.left.dtype)
+        signs = self.signs.to(self.left.dtype).sign()
         sigma = spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
         if self.left_base is None:
             return make(self.left, sigma, self.right, signs=signs, triangular=True)
@@ -336,7 +338,7 @@ class SVDWeight(SpectrumRecord):
         """
         check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
         new = resolve_spectrum(spectrum, self.num_blocks)
-        sigma, signs = self.singular_values, self.signs.to(full_precision(self.signs.dtype))
+        sigma, signs = self.singular_values, self.signs.to(full_precision(self.signs.dtype)).sign()
         raw, signs = parameters_from_sigma(sigma, signs, new, out_of_bounds)
         if raw is None or self.raw_singular_values is None:
             options = {"requires_grad": self.left.requires_grad}
@@ -344,7 +346,7 @@ class SVDWeight(SpectrumRecord):
             self.register_parameter("raw_singular_values", made)
         else:
             assign_(self.raw_singular_values, raw)
-        self.signs.copy_(signs)
+        self.signs.copy_(marked(signs, new))
         self.spectrum = new
         return self
 
@@ -364,6 +366,7 @@ class SVDWeight(SpectrumRecord):
             "if needed" if self.left_base is None else "always",
             name,
         )
+        found = found._replace(signs=marked(found.signs, self.spectrum))
         dtype = self.left.dtype
         return {
             name: value.to(full_precision(dtype) if name.endswith("base") else dtype)

@@ -24,7 +24,7 @@ def dense(layer):
     svd = layer.svd
     left, right = svd.left.detach().double().triu(), svd.right.detach().double().triu()
     return reference.svd_to_dense(
-        left, svd.singular_values.detach().double(), right, svd.signs.double()
+        left, svd.singular_values.detach().double(), right, svd.signs.sign().double()
     )
 
 
@@ -79,7 +79,9 @@ def test_gradients_are_those_of_the_dense_weight(num_vectors, num_reflectors):
     parameters = dict(layer.named_parameters())
     actual = torch.autograd.grad((layer(x) * target).sum(), [x, *parameters.values()])
     svd = layer.svd
-    w = reference.svd_to_dense(svd.left.triu(), svd.singular_values, svd.right.triu(), svd.signs)
+    w = reference.svd_to_dense(
+        svd.left.triu(), svd.singular_values, svd.right.triu(), svd.signs.sign()
+    )
     loss = (nn.functional.linear(x, w, layer.bias) * target).sum()
     expected = torch.autograd.grad(loss, [x, *parameters.values()])
     for ours, theirs in zip(actual, expected, strict=True):

@@ -25,7 +25,7 @@ def test_is_what_its_formula_says():
             weight.left[gate].triu(),
             gru.singular_values[0, gate],
             weight.right[gate].triu(),
-            weight.signs[gate],
+            weight.signs[gate].sign(),
         )
         for gate in range(3)
     ]

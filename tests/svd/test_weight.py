@@ -27,7 +27,7 @@ def dense(weight):
     """W of the parameters by the oracle, in float64."""
     left, right = weight.left.detach().double().triu(), weight.right.detach().double().triu()
     sigma = weight.singular_values.detach().double()
-    return reference.svd_to_dense(left, sigma, right, weight.signs.double())
+    return reference.svd_to_dense(left, sigma, right, weight.signs.sign().double())
 
 
 @pytest.mark.parametrize("size", SIZES)
