@@ -14,6 +14,7 @@ from spectral_triton.layers import (
     SVDConv3d,
     SVDLinear,
     SVDResidualBlock,
+    SVDTransposedLinear,
 )
 from spectral_triton.models import (
     ConversionReport,
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022 (SVDMLP is no constant)
     "SVDLinear",
     "SVDMLP",
     "SVDResidualBlock",
+    "SVDTransposedLinear",
     "SVDWeight",
     "SigmoidSpectrum",
     "SignedSpectrum",

@@ -7,5 +7,14 @@ from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.mlp import SVDMLP
 from spectral_triton.layers.residual import SVDResidualBlock
+from spectral_triton.layers.transposed_linear import SVDTransposedLinear
 
-__all__ = ["SVDMLP", "SVDConv1d", "SVDConv2d", "SVDConv3d", "SVDLinear", "SVDResidualBlock"]
+__all__ = [
+    "SVDMLP",
+    "SVDConv1d",
+    "SVDConv2d",
+    "SVDConv3d",
+    "SVDLinear",
+    "SVDResidualBlock",
+    "SVDTransposedLinear",
+]

@@ -254,7 +254,8 @@ class SVDLinear(AssignableWeights):
 
     def to_linear(self) -> nn.Linear:
         """An ``nn.Linear`` with the dense weight and the bias, copied."""
-        return _plain_linear(self.weight, self.bias, self.svd.left.dtype).train(self.training)
+        weight = self._as_matrix(self.weight, self.svd)
+        return _plain_linear(weight, self.bias, self.svd.left.dtype).train(self.training)
 
     def to_low_rank(self, rank: int) -> nn.Sequential:
         r"""Two ``nn.Linear`` layers through ``rank`` features, the nearest there are to this one.
@@ -286,7 +287,9 @@ class SVDLinear(AssignableWeights):
         return nn.Sequential(into, out).train(self.training)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        factor_dense_entries(self, state_dict, prefix, args[-1], [("weight", "svd")])
+        factor_dense_entries(
+            self, state_dict, prefix, args[-1], [("weight", "svd")], self._as_matrix
+        )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.layers.linear import SVDLinear
+from spectral_triton.layers.transposed_linear import SVDTransposedLinear, conv1d_type
 from spectral_triton.models.replacement import (
     altered,
     carry_over,
@@ -29,8 +30,17 @@ from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
 from spectral_triton.runtime.computed_tensors import compute_tensors, computing_hooks
 from spectral_triton.svd.weight import SVDWeight
 
+
+def _plain_transposed(layer: SVDTransposedLinear) -> nn.Module:
+    """The Conv1D it stands for; where transformers is not loaded nothing expects one."""
+    if conv1d_type() is None or layer.bias is None:
+        return layer.to_linear()
+    return layer.to_conv1d()
+
+
 PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
     SVDLinear: SVDLinear.to_linear,
+    SVDTransposedLinear: _plain_transposed,
     **{kind: kind.to_conv for kind in (SVDConv1d, SVDConv2d, SVDConv3d)},
     SpectralRNN: SpectralRNN.to_rnn,
     SpectralGRU: SpectralGRU.to_gru,
@@ -46,10 +56,12 @@ def bake(model: nn.Module) -> nn.Module:
     r"""A copy of a model in which every weight in SVD form is a dense one of a plain torch layer.
 
     :class:`SVDLinear` becomes ``nn.Linear``, :class:`SVDConv1d` to :class:`SVDConv3d` become
-    ``nn.Conv1d`` to ``nn.Conv3d``, :class:`SpectralRNN` (with tanh or relu), :class:`SpectralGRU`,
-    :class:`SpectralLSTM` and their cells become ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and cells,
-    tensors under ``parametrizations.svd`` become plain parameters; :class:`SVDResidualBlock` and
-    :class:`SVDMLP` stay, with plain layers inside. Outputs agree up to rounding. Modules and
+    ``nn.Conv1d`` to ``nn.Conv3d``, :class:`SVDTransposedLinear` the ``Conv1D`` of transformers
+    (``nn.Linear`` where that is not loaded), :class:`SpectralRNN` (with tanh or relu),
+    :class:`SpectralGRU`, :class:`SpectralLSTM` and their cells become ``nn.RNN``, ``nn.GRU``,
+    ``nn.LSTM`` and cells, tensors under ``parametrizations.svd`` become plain parameters;
+    :class:`SVDResidualBlock` and :class:`SVDMLP` stay, with plain layers inside. Outputs agree up
+    to rounding. Modules and
     parameters that were shared stay shared (but two layers that share only their
     :class:`SVDWeight` get a weight each); mode, dtype, ``requires_grad`` and forward and backward
     hooks are kept. The model itself is not changed.

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.layers.linear import SVDLinear
+from spectral_triton.layers.transposed_linear import SVDTransposedLinear, conv1d_type
 from spectral_triton.models.conversion_report import ConversionReport, ConvertedLayer, SkippedLayer
 from spectral_triton.models.replacement import (
     altered,
@@ -73,6 +74,14 @@ COUNTERPARTS: dict[type[nn.Module], Counterpart] = {
 }
 
 
+def counterparts() -> dict[type[nn.Module], Counterpart]:
+    """Those of torch's layers, and of GPT-2's where transformers is loaded."""
+    conv1d = conv1d_type()
+    if conv1d is None:
+        return COUNTERPARTS
+    return COUNTERPARTS | {conv1d: Counterpart(SVDTransposedLinear.from_conv1d)}
+
+
 def convert(
     model: nn.Module,
     select: Selection | None = None,
@@ -87,7 +96,8 @@ def convert(
     ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` to ``nn.Conv3d`` become
     :class:`SVDConv1d` to :class:`SVDConv3d` (bounds hold for the flattened kernel of each group),
     ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells become :class:`SpectralRNN`,
-    :class:`SpectralGRU`, :class:`SpectralLSTM` and cells. Weights are kept, and what else a layer
+    :class:`SpectralGRU`, :class:`SpectralLSTM` and cells, ``transformers.pytorch_utils.Conv1D``
+    (GPT-2) becomes :class:`SVDTransposedLinear`. Weights are kept, and what else a layer
     has (biases, input weights, mode, dtype, device, ``requires_grad``, forward and backward hooks)
     is taken over. An optimizer has to be made afterwards, see :func:`parameter_groups`.
 
@@ -164,7 +174,7 @@ def convert(
     unreachable = compiled(model)
     replacements: dict[nn.Module, nn.Module] = {}
     converted, skipped, excluded = [], [], []
-    kinds = tuple(COUNTERPARTS)
+    kinds = tuple(counterparts())
     for name, layer in model.named_modules():
         if select is None and isinstance(layer, SVDWeight):
             bounded = f"in SVD form, with {layer.spectrum}; its set_spectrum_ changes that"
@@ -257,9 +267,10 @@ def _selector(select: Selection | None) -> Callable[[str, nn.Module], bool]:
     several = isinstance(select, tuple | list)
     entries: tuple[Any, ...] = tuple(select) if several else (select,)  # type: ignore[arg-type]
     if all(isinstance(entry, type) for entry in entries):
+        convertible = counterparts()
         for entry in entries:
-            if entry not in COUNTERPARTS:
-                known = ", ".join(kind.__name__ for kind in COUNTERPARTS)
+            if entry not in convertible:
+                known = ", ".join(kind.__name__ for kind in convertible)
                 raise TypeError(f"select must hold types among {known}, got {entry.__name__}")
         return lambda name, layer: isinstance(layer, entries)
     if several or not callable(select):
@@ -271,7 +282,7 @@ def _selector(select: Selection | None) -> Callable[[str, nn.Module], bool]:
 
 
 def _dense_names(layer: Any) -> list[str]:
-    pattern = COUNTERPARTS[type(layer)].pattern
+    pattern = counterparts()[type(layer)].pattern
     return [name for name in layer._parameters if re.fullmatch(pattern, name)]
 
 
@@ -279,7 +290,7 @@ def _obstacle(layer: Any, owners: Counter[int]) -> str | None:
     """Why a layer cannot be exchanged, None if it can."""
     if parametrize.is_parametrized(layer):
         return f"already parametrized: {', '.join(layer.parametrizations)}"
-    if type(layer) not in COUNTERPARTS:
+    if type(layer) not in counterparts():
         return f"{type(layer).__name__} is a subclass that may compute something else"
     # Where hooks compute a weight they leave it as a plain attribute.
     computed = [name for name, value in vars(layer).items() if isinstance(value, Tensor)]
@@ -306,7 +317,7 @@ def _build(
     spectrum: Any,
     out_of_bounds: str,
 ) -> nn.Module:
-    counterpart, names = COUNTERPARTS[type(layer)], _dense_names(layer)
+    counterpart, names = counterparts()[type(layer)], _dense_names(layer)
     limit = min(_matrices(layer, layer._parameters[names[0]]).shape[-2:])
     reflectors = limit if num_reflectors is None else min(num_reflectors, limit)
     options = {"num_reflectors": reflectors, "spectrum": spectrum}
@@ -323,7 +334,7 @@ def _svd_weight(new: nn.Module, name: str) -> SVDWeight:
 
 def _matrices(layer: Any, weight: Tensor) -> Tensor:
     """The matrices whose singular values get bounds, stacked, in full precision."""
-    blocks = COUNTERPARTS[type(layer)].blocks(layer)
+    blocks = counterparts()[type(layer)].blocks(layer)
     stacked = weight.detach().to(full_precision(weight.dtype)).flatten(1)
     return stacked.unflatten(0, (blocks, -1))
 

@@ -15,6 +15,7 @@ from spectral_triton.layers.mlp import SVDMLP
 from spectral_triton.layers.patches import bound_patches
 from spectral_triton.layers.residual import SVDResidualBlock
 from spectral_triton.layers.symbol import norm_bound, symbol_bound
+from spectral_triton.layers.transposed_linear import SVDTransposedLinear
 from spectral_triton.runtime.computed_tensors import compute_tensors
 from spectral_triton.runtime.sharding import gathered, original_type
 from spectral_triton.runtime.validation import full_precision, without_autocast
@@ -235,7 +236,7 @@ CONSTANTS: dict[type[nn.Module], float] = dict.fromkeys(ONE, 1.0) | {
     nn.Mish: 1.0884982,
 }
 RULES: dict[type[nn.Module], Callable[..., Constant]] = {
-    SVDLinear: lambda linear: _svd_weight(linear.svd),
+    **dict.fromkeys((SVDLinear, SVDTransposedLinear), lambda linear: _svd_weight(linear.svd)),
     SVDWeight: _svd_weight,
     nn.Linear: lambda linear: _matrix_norm(linear.weight),
     **{kind: kind.operator_norm_bound for kind in (SVDConv1d, SVDConv2d, SVDConv3d)},
