@@ -120,9 +120,7 @@ def bert():
     with tempfile.TemporaryDirectory() as folder:
         bake(model).save_pretrained(folder)
         again = BertForSequenceClassification.from_pretrained(folder)
-        torch.testing.assert_close(
-            outputs(again, input_ids=ids), trained, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(outputs(again, input_ids=ids), trained, rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.runtime.flop_count import flops_are_counted
 from spectral_triton.runtime.forward_mode import is_differentiated
 
 # Reflectors per block on the CPU, at most. Of 32 to 128 the fastest forward and backward together,
@@ -135,6 +136,8 @@ def plus_product(base: Tensor, a: Tensor, b: Tensor, beta: int = 1, alpha: int =
 
 def add_product(base: Tensor, a: Tensor, b: Tensor, beta: int = 1, alpha: int = 1) -> Tensor:
     """The same in the memory of base."""
+    if flops_are_counted():  # They are not of what is done in place.
+        return base.copy_(plus_product(base if beta else base.new_zeros(()), a, b, beta, alpha))
     return (base.addmm_ if base.dim() == 2 else base.baddbmm_)(a, b, beta=beta, alpha=alpha)
 
 

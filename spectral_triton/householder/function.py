@@ -19,6 +19,7 @@ from spectral_triton.householder.prepared import (
     prepared_plainly,
 )
 from spectral_triton.runtime.backend import forced_backend, hand_on, may_launch
+from spectral_triton.runtime.flop_count import flops_are_counted
 from spectral_triton.runtime.forward_mode import functions_serve, is_differentiated
 from spectral_triton.runtime.validation import without_autocast
 
@@ -85,6 +86,7 @@ def _apply_fwd(
     if is_one_block(v, x):
         return (wy_block.apply_fwd(x, v, t),)
     if may_launch(x):
+        flops_are_counted()  # Lets a counter know the op.
         return (householder_op.apply_fwd(x, v, t, transpose, triangular),)
     return compact_wy_inplace.apply_fwd(x, v, t, transpose, triangular)
 
@@ -119,6 +121,7 @@ def _apply_bwd(
     if is_one_block(v, y):
         return wy_block.apply_bwd(*way)
     if may_launch(y):
+        flops_are_counted()
         return householder_op.apply_bwd(*way)
     return compact_wy_inplace.apply_bwd(*way, *coefficients)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectral_triton.householder.compact_wy import may_be_looked_at, unit_rows
 from spectral_triton.runtime.backend import may_launch
+from spectral_triton.runtime.flop_count import flops_are_counted
 
 # Vectors up to which it is faster than products of blocks, for every n and k that was timed.
 FEW = 64
@@ -19,6 +20,8 @@ def serves(num_vectors: int, triangular: bool, *tensors: Tensor) -> bool:
     if num_vectors > FEW or may_launch(tensors[0]):
         return False
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    if flops_are_counted():
         return False
     # ormqr has no rule for transforms.
     return not torch._C._are_functorch_transforms_active()

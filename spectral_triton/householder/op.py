@@ -6,11 +6,15 @@ decided when they run. Arguments as in :mod:`spectral_triton.householder.compact
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from spectral_triton.householder import compact_wy, compact_wy_inplace
 from spectral_triton.runtime.backend import use_triton
+from spectral_triton.runtime.flop_count import flop_formula
 from spectral_triton.runtime.registered_op import registered_op
 
 
@@ -44,6 +48,12 @@ def t_factor(v: Tensor) -> Tensor:
     return t_factor_fwd(v.reshape(-1, m * b, n).contiguous(), b).reshape(*v.shape[:-1], b)
 
 
+@flop_formula(t_factor)
+def _t_factor_flops(v: Tensor) -> int:
+    b, n = v.shape[-2:]
+    return math.prod(v.shape[:-2]) * 2 * b * b * n
+
+
 def _apply_fwd_fake(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -56,6 +66,13 @@ def apply_fwd(x: Tensor, v: Tensor, t: Tensor, transpose: bool, triangular: bool
     from spectral_triton.kernels import compact_wy as kernels
 
     return kernels.apply_fwd(_batched(x), *_flat(v, t), transpose).view(x.shape)
+
+
+# Those of the kernels, which multiply the zeros of a trapezoid too.
+@flop_formula(apply_fwd)
+def _apply_fwd_flops(x: Tensor, v: Tensor, *_: Any) -> int:
+    num, (b, n) = x.shape[-2], v.shape[-2:]
+    return math.prod(v.shape[:-2]) * (4 * num * b * n + 2 * num * b * b)
 
 
 def _apply_bwd_fake(
@@ -80,3 +97,9 @@ def apply_bwd(
     # Copies: an op's outputs must not share memory, nor depend on how they were computed.
     k = v.shape[-3] * v.shape[-2]
     return grads[0].reshape(y.shape).clone(), grads[1].reshape(*v.shape[:-3], k, v.shape[-1])
+
+
+@flop_formula(apply_bwd)
+def _apply_bwd_flops(y: Tensor, grad_y: Tensor, v: Tensor, *_: Any) -> int:
+    num, (b, n) = 2 * y.shape[-2], v.shape[-2:]
+    return math.prod(v.shape[:-2]) * (6 * num * b * n + 4 * num * b * b + 2 * b * b * n)

@@ -8,6 +8,7 @@ from torch import Tensor
 from spectral_triton.householder import compact_wy, wy_block
 from spectral_triton.householder import op as householder_op
 from spectral_triton.runtime.backend import may_launch, reflector_block_size
+from spectral_triton.runtime.flop_count import flops_are_counted
 
 # Entries of one matrix of reflectors up to which two of them are prepared together.
 SMALL = 1 << 15
@@ -42,6 +43,7 @@ def prepare(
         return unit, wy_block.half_w(unit, transpose), scale
     size = reflector_block_size(unit, num_vectors) or compact_wy.BLOCK_SIZE
     v = compact_wy.blocks(unit, size)
+    flops_are_counted()  # Lets a counter know the op.
     return v, householder_op.t_factor(v), scale
 
 

@@ -9,6 +9,7 @@ Note [Backward of the recurrence]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from spectral_triton.recurrence.plain import plain_bwd, plain_fwd
 from spectral_triton.recurrence.steps import Steps, flat, last_rows
 from spectral_triton.recurrence.vmap import batching_rule, merging_rule
 from spectral_triton.runtime.backend import forced_backend, hand_on
+from spectral_triton.runtime.flop_count import flop_formula, flops_are_counted
 from spectral_triton.runtime.forward_mode import functions_serve, is_differentiated
 from spectral_triton.runtime.registered_op import register_vmap, registered_op
 from spectral_triton.runtime.validation import without_autocast
@@ -44,6 +46,22 @@ def recurrence_fwd(a: Arguments) -> tuple[Tensor, Tensor]:
         rows = flat(a.x, a.batch_sizes), flat(projected, a.batch_sizes)
         project(rows[0], a.weight_ih, a.bias_ih, rows[1])
     return launch_fwd(projected, a)
+
+
+@flop_formula(recurrence_fwd)
+def _recurrence_fwd_flops(*arguments: Any) -> int:
+    a = Arguments(*arguments)
+    return math.prod(a.x.shape[:-1]) * (_projection(a) + _step(a))
+
+
+def _projection(a: Arguments) -> int:
+    """What one row of the input takes."""
+    return 0 if a.weight_ih is None else 2 * a.weight_ih.numel()
+
+
+def _step(a: Arguments) -> int:
+    """What W takes for one row."""
+    return 2 * a.p.numel() + (0 if a.q is None else 2 * a.q.numel())
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -89,6 +107,15 @@ def recurrence_bwd(
             sums.add(dz, rows[0], rows[1], before, *products)
         grad_x = grad_z if a.weight_ih is None or not needs[0] else dz @ a.weight_ih
     return _outputs(sums.gradients(grad_x.view(a.x.shape) if needs[0] else grad_x, grad_h0, a), y)
+
+
+@flop_formula(recurrence_bwd)
+def _recurrence_bwd_flops(needs: Sequence[bool], *rest: Any) -> int:
+    a = Arguments(*rest[4:])
+    wanted = {name for name, need in zip(DIFFERENTIABLE, needs, strict=True) if need}
+    row = _step(a) + _projection(a) * len(wanted & {"x", "weight_ih"})
+    row += 2 * a.p.numel() * len(wanted & {"p", "q"})
+    return math.prod(a.x.shape[:-1]) * row
 
 
 def _plain_fwd(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -161,6 +188,7 @@ class Recurrence(DirectFunction):
             if is_differentiated():
                 grads = plain_bwd(needs, grad_y, grad_last, y, a)
             else:
+                flops_are_counted()  # Lets a counter know the op.
                 made = recurrence_bwd(needs, grad_y, grad_last, y, kept, *a)
                 grads = [g if need else None for g, need in zip(made, needs, strict=True)]
         return *grads, *[None] * (len(a) - len(grads))
@@ -169,6 +197,7 @@ class Recurrence(DirectFunction):
 def recurrence(a: Arguments) -> tuple[Tensor, Tensor]:
     """All states and the last ones, with derivatives of every kind."""
     if functions_serve():
+        flops_are_counted()  # Lets a counter know the op.
         return Recurrence.apply(*a)[:2]
     y, _ = plain_fwd(a)
     return y, _last_states(y, a.h0, a.batch_sizes, a.reverse)
