@@ -311,7 +311,7 @@ def _run(
                 report.note(f"nothing to continue in {output}: starting anew")
             report.note(f"{configs[0].title} → {output}")
             metric, summaries = comparison.run(report)
-    console.print(summary_table(configs[0].title, metric, summaries))
+    console.print(summary_table(configs[0].title, metric, summaries, width=console.width))
     console.print(f"Pictures, metrics and checkpoints: {output}", soft_wrap=True, highlight=False)
 
 

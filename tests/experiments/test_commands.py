@@ -143,6 +143,18 @@ def test_a_data_set_in_small_letters_is_told_its_name(invoke, tmp_path):
     assert (result.exit_code, "did you mean CBF?" in result.text) == (1, True)
 
 
+def test_a_task_without_validation_prints_lines_of_the_training_data(invoke, tmp_path):
+    folder = tmp_path / "data" / "ucr" / "Two"
+    folder.mkdir(parents=True)
+    for split in ("TRAIN", "TEST"):
+        (folder / f"Two_{split}.tsv").write_text("1\t0.5\t0.2\n2\t0.1\t0.7\n")
+    quick = ("--steps", "4", "--hidden-size", "4", "--evaluations", "2", "--model", "lstm")
+    result = invoke("train", "ucr", "Two", *quick, "--data-dir", str(tmp_path / "data"), "-o", "o")
+    assert result.exit_code == 0, result.text
+    for step in (2, 4):
+        assert f"lstm-seed0 step {step}/4 training accuracy " in result.text
+
+
 @pytest.mark.parametrize(
     ("option", "field", "value"),
     [

@@ -84,6 +84,7 @@ class Training:
         self.step = 0
         self.state: State = None
         self.tally = Tally()
+        self.recorded: dict[str, float] = {}
         self.best: float | None = None
         self.best_step = 0
         self.seconds, self.timed_steps = 0.0, 0
@@ -172,11 +173,12 @@ class Training:
         return now > before
 
     def _log_training(self) -> None:
+        self.recorded = self.task.results(self.tally)
         self.folder.log(
             {
                 "kind": "train",
                 "step": self.step,
-                **self.task.results(self.tally),
+                **self.recorded,
                 "gradient_norm": self.gradient_norm,
                 "rate_factor": self.settings.rate_factor(self.step - 1, self.total),
             }
@@ -187,6 +189,7 @@ class Training:
         self._log_singular_values()
         metric = self.task.metric
         if not self.task.has_validation:
+            self.report.evaluated(self.step, metric, self._trained(), split="training")
             return
         results = self._measure("validation")
         value = results[metric.name]
@@ -197,6 +200,11 @@ class Training:
             self.best, self.best_step = value, self.step
             content = {"model": self.model.state_dict(), "step": self.step}
             self.folder.save_checkpoint(self.folder.best, content)
+
+    def _trained(self) -> float:
+        """The task's metric on the batches since the last record, or of that record."""
+        results = self.task.results(self.tally) if self.tally.count else self.recorded
+        return results[self.task.metric.name]
 
     @torch.no_grad()
     def _measure(self, split: str) -> dict[str, float]:
