@@ -15,6 +15,7 @@ from spectral_triton.runtime.sharding import refuse_sharded
 from spectral_triton.runtime.validation import (
     check_choice,
     check_floating,
+    check_has_value,
     check_integer,
     full_precision,
     resolve_num_reflectors,
@@ -96,6 +97,8 @@ def svd(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a tensor, such as 'weight', got {name!r}")
     weight = getattr(module, name, None)
     if isinstance(module, AssignableWeights) and module._assignable(name) is not None:
         raise ValueError(
@@ -103,7 +106,12 @@ def svd(
             "SVDWeight sets other bounds"
         )
     if not isinstance(weight, Tensor):
-        raise ValueError(f"name must be a parameter or buffer of {module}, got {name!r}")
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        has = f"it has {', '.join(own)}" if own else "it has none of its own, see its submodules"
+        raise ValueError(
+            f"name must be a parameter or buffer of {type(module).__name__}, got {name!r}; {has}"
+        )
+    check_has_value(type(module).__name__, weight)
     if parametrize.is_parametrized(module, name):
         chains: Any = module.parametrizations
         if isinstance(chains[name][0], _SVD):
@@ -169,11 +177,33 @@ def svd_bases(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def svd_singular_values(module: nn.Module, name: str = "weight") -> Tensor | None:
-    """σ of a tensor in SVD form, shape (p,), or (num_blocks, p) of several matrices.
+def svd_singular_values(module: nn.Module, name: str = "weight") -> Tensor:
+    """σ of a tensor in SVD form, unsorted, differentiable, without a decomposition.
 
-    None of other tensors, or where more is done to it.
+    Args:
+        module: What was given to :func:`svd`.
+        name: That of the tensor.
+
+    Returns:
+        Shape ``(p,)``, or ``(num_blocks, p)`` of several matrices, float32 at least.
+
+    Raises:
+        ValueError: if the tensor is not in SVD form, or parametrized further, which changes σ.
+
+    Example:
+        >>> linear = svd(nn.Linear(4, 3), margin=0.1, out_of_bounds="clip")
+        >>> svd_singular_values(linear).shape
+        torch.Size([3])
     """
+    values = known_singular_values(module, name)
+    if values is None:
+        more = "has further parametrizations" if name in svd_names(module) else "is not in SVD form"
+        raise ValueError(f"{name} of {type(module).__name__} {more}, so its σ are not known")
+    return values
+
+
+def known_singular_values(module: nn.Module, name: str) -> Tensor | None:
+    """Those of :func:`svd_singular_values`, None where it raises."""
     if name not in svd_names(module):
         return None
     chains: Any = module.parametrizations
@@ -210,8 +240,13 @@ def remove_svd(module: Module, name: str = "weight") -> Module:
         >>> torch.equal(layer.weight, weight)
         True
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if name not in svd_names(module):
-        raise ValueError(f"name must be a tensor in SVD form of {module}, got {name!r}")
+        raise ValueError(
+            f"name must be a tensor that svd keeps in SVD form in {type(module).__name__}, got "
+            f"{name!r}"
+        )
     refuse_sharded(module)
     chains: Any = module.parametrizations
     originals = chains[name]

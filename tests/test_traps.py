@@ -24,6 +24,7 @@ from spectral_triton import (
     SVDLinear,
     SVDResidualBlock,
     SVDWeight,
+    apply_reflectors,
     convert,
     init,
     parametrizations,
@@ -197,7 +198,20 @@ def test_a_plain_layer_out_of_bounds_is_named_and_clipped_on_request_with_a_warn
     with pytest.raises(ValueError, match=f"^{name} has singular values .* would hold them"):
         take()
     with pytest.warns(WeightChangedWarning, match=f"^{name} has singular values .*changed it"):
-        take(out_of_bounds="clip")
+        layer = take(out_of_bounds="clip", margin=0.25)
+    weights = [m for m in layer.modules() if isinstance(m, SVDWeight)]
+    assert weights[0].spectrum == SigmoidSpectrum(margin=0.25)
+    with pytest.raises(ValueError, match="give margin or spectrum, not both"):
+        take(margin=0.25, spectrum=SigmoidSpectrum())
+
+
+def test_margin_of_a_whole_model():
+    with pytest.warns(WeightChangedWarning):
+        model, _ = convert(nn.Sequential(nn.Linear(4, 4)), margin=0.25, out_of_bounds="clip")
+    assert model[0].svd.spectrum == SigmoidSpectrum(margin=0.25)
+    for spectrum in (SigmoidSpectrum(), lambda name, sigma: SigmoidSpectrum.around(sigma)):
+        with pytest.raises(ValueError, match="give margin or spectrum, not both"):
+            convert(nn.Linear(4, 4), margin=0.25, spectrum=spectrum)
 
 
 @each_layer
@@ -230,7 +244,11 @@ def test_singular_values_of_a_parametrised_tensor():
     assert parametrizations.svd_singular_values(linear).shape == (3,)
     lstm = parametrizations.svd(nn.LSTM(2, 3), "weight_hh_l0", num_blocks=4, out_of_bounds="clip")
     assert parametrizations.svd_singular_values(lstm, "weight_hh_l0").shape == (4, 3)
-    assert parametrizations.svd_singular_values(nn.Linear(3, 3)) is None
+    with pytest.raises(ValueError, match="weight of Linear is not in SVD form"):
+        parametrizations.svd_singular_values(nn.Linear(3, 3))
+    nn.utils.parametrizations.weight_norm(linear)
+    with pytest.raises(ValueError, match=r"weight of .* has further parametrizations"):
+        parametrizations.svd_singular_values(linear)
 
 
 @pytest.mark.parametrize("value", [torch.eye(3), nn.Parameter(torch.eye(3))])
@@ -247,3 +265,128 @@ def test_a_band_is_named():
         SigmoidSpectrum(0.1)
     with pytest.raises(ValueError, match=r"as in SVDMLP\(\[784, 128, 10\]\)"):
         SVDMLP(784, 128, 10)
+
+
+def square(**options):
+    return SVDWeight(4, 4, **options).factors
+
+
+MISTAKES = [
+    (lambda: SVDLinear(4, 4, spectrum=0.1), TypeError, r"got 0\.1; margin=0\.1 is a band"),
+    (lambda: SVDLinear(4, 4, spectrum=[FixedSpectrum()]), TypeError, "several are for several"),
+    (lambda: SVDLinear(4, 4, spectrum=lambda s: s), TypeError, "function .* is for convert"),
+    (lambda: SVDLinear(4, 3, num_reflectors=5), ValueError, r"= 3 for a matrix of 3 x 4, got 5"),
+    (lambda: SVDLinear(4, 3).logabsdet(), ValueError, "logabsdet needs a square weight"),
+    (lambda: SVDLinear.from_linear(nn.LazyLinear(3)), ValueError, "linear is lazy and has no"),
+    (lambda: SVDConv2d.from_conv(nn.LazyConv2d(3, 1)), ValueError, "conv is lazy and has no"),
+    (lambda: SVDConv2d(3, 8, "3"), TypeError, r"kernel_size must be an int, got '3' \(str\)"),
+    (lambda: SVDConv2d(3, 8, 3, stride="2"), TypeError, "stride must be an int, got '2'"),
+    (lambda: SVDConv2d(3, 3, 1).logabsdet((9, -9)), ValueError, "size must be at least 0, got -9"),
+    (lambda: SVDConv2d(3, 3, 1).logabsdet("ab"), TypeError, "size must be an int, got 'a'"),
+    (
+        lambda: SVDConv2d(3, 8, 3).inverse(torch.ones(1, 3, 5, 5)),
+        ValueError,
+        r"got SVDConv2d\(3, 8, kernel_size",
+    ),
+    (
+        lambda: SVDConv2d(3, 8, 3).operator_singular_values((9, 9)),
+        ValueError,
+        r"got SVDConv2d\(3, 8, kernel_size=\(3, 3\)\); operator_norm_bound",
+    ),
+    (lambda: SVDResidualBlock("4"), TypeError, "features must be an int, got '4'"),
+    (lambda: SVDResidualBlock(0), ValueError, "^features must be at least 1, got 0"),
+    (lambda: SVDResidualBlock(4, activation=torch.relu), TypeError, "must make a module without"),
+    (lambda: SVDResidualBlock(4, activation=nn.Linear), TypeError, "must make a module without"),
+    (lambda: SVDMLP("784"), ValueError, "widths must be a list or tuple of two sizes"),
+    (lambda: SVDMLP([784, "10"]), TypeError, r"widths\[1\] must be an int, got '10'"),
+    (lambda: SVDMLP([4, 4, 2], residual="no"), TypeError, "residual must be True or False"),
+    (lambda: SpectralLSTM(4, 4, proj_size=4), ValueError, "below hidden_size = 4, got 4"),
+    (lambda: setattr(SpectralRNN(4, 4), "weight_hh", torch.eye(4)), AttributeError, "weight_hh_l0"),
+    (lambda: setattr(SpectralGRU(4, 4), "weight", torch.eye(4)), AttributeError, "weight_hh_l0"),
+    (
+        lambda: setattr(SpectralRNNCell(4, 4), "weight_hh_l0", torch.eye(4)),
+        AttributeError,
+        "SpectralRNNCell has no weight_hh_l0: weight_hh is its transition",
+    ),
+    (lambda: SVDWeight(4, 4).inverse(torch.ones(3)), ValueError, "y must hold vectors of length 4"),
+    (lambda: SVDWeight(4, 4).inverse("y"), TypeError, "y must be a torch.Tensor, got str"),
+    (
+        lambda: setattr(SVDWeight(4, 4), "spectrum", FixedSpectrum()),
+        AttributeError,
+        r"set_spectrum_\(spectrum\) keeps",
+    ),
+    (lambda: square() @ torch.ones(3, 2), ValueError, r"columns of length 4.*\(3, 2\)"),
+    (lambda: torch.ones(2, 3) @ square(), ValueError, r"rows of length 4.*\(2, 3\)"),
+    (lambda: square() @ torch.ones(4, 2).numpy(), TypeError, "HouseholderSVD. does not"),
+    (lambda: torch.ones(4, 4).numpy() @ square(), TypeError, "unsupported operand"),
+    (lambda: square() @ torch.ones(4, 2).int(), TypeError, "x must be a real floating"),
+    (lambda: SVDLinear(3, 4).factors.solve(torch.ones(3)), ValueError, r"as W of shape \(4, 3\)"),
+    (lambda: square().pinv(rtol="small"), TypeError, "rtol must be a number, got 'small'"),
+    (lambda: square().pinv(rtol=-1), ValueError, "rtol must not be negative, got -1"),
+    (
+        lambda: HouseholderSVD.from_dense(torch.eye(3), bounds=("a", "b")),
+        TypeError,
+        r"bounds must be two numbers, .* got \('a', 'b'\)",
+    ),
+    (
+        lambda: HouseholderSVD.from_dense(torch.eye(3), bounds=(None, 2)),
+        TypeError,
+        "infinite where there is none",
+    ),
+    (
+        lambda: apply_reflectors(torch.ones(2, 4), torch.ones(2, 4), transpose="no"),
+        TypeError,
+        "transpose must be True or False, got 'no'",
+    ),
+    (
+        lambda: SigmoidSpectrum.around(torch.tensor([[1.0, -2.0]])),
+        ValueError,
+        r"svdvals\(w\) gives those",
+    ),
+    (lambda: convert(nn.Linear(3, 3), FixedSpectrum()), TypeError, "write spectrum=FixedSpectrum"),
+    (lambda: convert(nn.Linear(3, 3), lambda layer: True), TypeError, r"select\(name, layer\)"),
+    (
+        lambda: convert(nn.Linear(3, 3), spectrum=lambda sigma: FixedSpectrum()),
+        TypeError,
+        r"spectrum must be a function called as spectrum\(name, sigma\)",
+    ),
+    (
+        lambda: convert(nn.Linear(3, 3), spectrum=SigmoidSpectrum),
+        TypeError,
+        "spectrum must be a Spectrum such as",
+    ),
+    (
+        lambda: convert(nn.Linear(3, 3), spectrum=lambda name, sigma: None),
+        TypeError,
+        "must return a Spectrum, got None for 'model'",
+    ),
+    (lambda: convert(nn.Linear(3, 3), inplace="no"), TypeError, "inplace must be True or False"),
+    (
+        lambda: parametrizations.svd(nn.Linear(3, 3), FixedSpectrum()),
+        TypeError,
+        r"name must be that of a tensor, such as 'weight', got FixedSpectrum",
+    ),
+    (
+        lambda: parametrizations.svd(nn.Linear(3, 3), "wieght"),
+        ValueError,
+        "buffer of Linear, got 'wieght'; it has weight, bias",
+    ),
+    (
+        lambda: parametrizations.svd(nn.Sequential(nn.Linear(3, 3))),
+        ValueError,
+        "buffer of Sequential, got 'weight'; it has none of its own, see its submodules",
+    ),
+    (lambda: parametrizations.svd(nn.LazyLinear(3)), ValueError, "LazyLinear is lazy and has no"),
+    (lambda: parametrizations.remove_svd("x"), TypeError, "module must be a torch.nn.Module"),
+    (
+        lambda: parametrizations.remove_svd(SVDLinear(3, 3)),
+        ValueError,
+        "in SVDLinear, got 'weight'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "match"), MISTAKES)
+def test_a_mistake_is_told_in_the_words_of_the_call(call, error, match):
+    with pytest.raises(error, match=match):
+        call()

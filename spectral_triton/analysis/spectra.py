@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_triton.models.replacement import copy_model
-from spectral_triton.parametrizations import svd_blocks, svd_names, svd_singular_values
+from spectral_triton.parametrizations import known_singular_values, svd_blocks, svd_names
 from spectral_triton.runtime.computed_tensors import compute_tensors
 from spectral_triton.runtime.sharding import gathered, original_type
 from spectral_triton.runtime.validation import full_precision
@@ -52,7 +52,7 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
         blocks |= {n: svd_blocks(part, n) for n in svd_names(part)}
         prefix = f"{name}." if name else ""
         for tensor, count in blocks.items():
-            values = svd_singular_values(part, tensor)
+            values = known_singular_values(part, tensor)
             if values is None:
                 weight = gathered(getattr(part, tensor)).flatten(1)
                 matrices = weight.to(full_precision(weight.dtype)).chunk(count)

@@ -16,6 +16,7 @@ from spectral_triton.householder.prepared import prepare, prepare_product
 from spectral_triton.runtime.forward_mode import functions_serve
 from spectral_triton.runtime.validation import (
     broadcast_batch,
+    check_flag,
     check_floating,
     full_precision,
     is_integer,
@@ -85,6 +86,8 @@ def apply_reflectors(
         parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
     """
     check_floating("x", x)
+    check_flag("transpose", transpose)
+    check_flag("triangular", triangular)
     _check_reflectors(reflectors)
     n = reflectors.shape[-1]
     if x.dim() == 0 or x.shape[-1] != n:

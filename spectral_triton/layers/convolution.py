@@ -13,6 +13,7 @@ from spectral_triton.layers.convolution_norms import ConvolutionNorms
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     check_flag,
+    check_has_value,
     check_integer,
     check_precision,
     full_precision,
@@ -85,9 +86,10 @@ class SVDConvolution(ConvolutionNorms):
         check_flag("bias", bias)
         given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         for name, value in (given | {"padding": padding}).items():
-            if isinstance(value, str):  # A padding, which torch checks.
+            if name == "padding" and isinstance(value, str):  # torch checks which.
                 continue
-            each = value if isinstance(value, Sequence) else (value,) * self.dimensions
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            each: Any = value if several else (value,) * self.dimensions
             if len(each) != self.dimensions:
                 raise ValueError(f"{name} must be an int or {self.dimensions} of them, got {value}")
             for number in each:
@@ -171,7 +173,8 @@ class SVDConvolution(ConvolutionNorms):
 
         Formed at each access: what is written into it is lost. Assign a kernel, which is factored.
         """
-        return self._kernel().to(self.svd.left.dtype)
+        dense = self._kernel().to(self.svd.left.dtype)
+        return self._handed_out(dense, self.svd, "weight")
 
     def _kernel(self) -> Tensor:
         inner = (self.in_channels // self.groups, *self.kernel_size)
@@ -262,6 +265,8 @@ class SVDConvolution(ConvolutionNorms):
                 f"size must hold {self.dimensions} numbers ({_SIZES[self.dimensions - 1]}), "
                 f"got {size!r}"
             )
+        for number in size:
+            check_integer("size", number, 0)
         return self.factors.slogdet().logabsdet * math.prod(size)
 
     def _check_pointwise(self, name: str) -> None:
@@ -270,7 +275,7 @@ class SVDConvolution(ConvolutionNorms):
         if not (square and plain and not any(map(any, self._pads))):
             raise ValueError(
                 f"{name} needs kernel_size = stride = 1, padding = 0, groups = 1 and as many "
-                f"channels out as in, got {self}"
+                f"channels out as in, got {type(self).__name__}({self.extra_repr()})"
             )
 
     @classmethod
@@ -281,6 +286,7 @@ class SVDConvolution(ConvolutionNorms):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> Convolution:
         """The layer that computes what a given convolution of torch does.
 
@@ -288,7 +294,9 @@ class SVDConvolution(ConvolutionNorms):
             conv: Its kernel, bias, device, dtype and mode are taken over, not shared.
             num_reflectors: As above. Fewer than all keep the kernel as well, with a base.
             spectrum: As above.
-            out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+            out_of_bounds: "raise", or "clip" to move singular values into the bounds, with a
+                warning that says by how much the weight changed.
+            margin: As above.
 
         Raises:
             TypeError: if ``conv`` is not a convolution of so many dimensions.
@@ -297,6 +305,7 @@ class SVDConvolution(ConvolutionNorms):
         kind = _PLAIN[cls.dimensions - 1]
         if not isinstance(conv, kind):
             raise TypeError(f"conv must be a torch.nn.{kind.__name__}, got {type(conv).__name__}")
+        check_has_value("conv", conv.weight)
         layer = cls(
             **{name: getattr(conv, name) for name in _SETTINGS},
             bias=conv.bias is not None,
@@ -304,6 +313,7 @@ class SVDConvolution(ConvolutionNorms):
             dtype=conv.weight.dtype,
             num_reflectors=num_reflectors,
             spectrum=spectrum,
+            margin=margin,
         )
         dense = layer._as_matrix(conv.weight.detach(), layer.svd)
         layer.svd.set_named_(dense, out_of_bounds, "weight")

@@ -142,7 +142,8 @@ class ConvolutionNorms(AssignableWeights):
         if self.padding_mode != "circular" or not keeps or any(s != 1 for s in self.stride):
             raise ValueError(
                 "the singular values are known for circular padding that keeps the size and stride "
-                f"1, got {self}; operator_norm_bound holds for every convolution"
+                f"1, got {type(self).__name__}({self.extra_repr()}); "
+                f"operator_norm_bound holds for every convolution"
             )
         for size in sizes:
             check_integer("input_size", size, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     check_flag,
+    check_has_value,
     check_integer,
     check_precision,
     full_precision,
@@ -137,7 +138,8 @@ class SVDLinear(AssignableWeights):
         Formed at each access: what is written into it is lost. Assign a matrix, which is factored
         as by ``svd.set_dense_``.
         """
-        return self.svd.to_dense().to(self.svd.left.dtype)
+        dense = self.svd.to_dense().to(self.svd.left.dtype)
+        return self._handed_out(dense, self.svd, "weight")
 
     @property
     def singular_values(self) -> Tensor:
@@ -169,11 +171,7 @@ class SVDLinear(AssignableWeights):
             >>> torch.testing.assert_close(layer.inverse(layer(x)), x)
         """
         check_precision("y", y, full_precision(self.svd.left.dtype))
-        if self.in_features != self.out_features:
-            raise ValueError(
-                f"inverse needs a square weight, got in_features = {self.in_features} and "
-                f"out_features = {self.out_features}"
-            )
+        self._check_square("inverse")
         if y.dim() < 1 or y.shape[-1] != self.out_features:
             raise ValueError(
                 f"y must have shape (..., out_features) with out_features = {self.out_features}, "
@@ -205,7 +203,15 @@ class SVDLinear(AssignableWeights):
             >>> flow.log_prob(flow.sample(10)).shape
             torch.Size([10])
         """
+        self._check_square("logabsdet")
         return self.factors.slogdet().logabsdet
+
+    def _check_square(self, name: str) -> None:
+        if self.in_features != self.out_features:
+            raise ValueError(
+                f"{name} needs a square weight, got in_features = {self.in_features} and "
+                f"out_features = {self.out_features}"
+            )
 
     @classmethod
     def from_linear(
@@ -215,6 +221,7 @@ class SVDLinear(AssignableWeights):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SVDLinear:
         """Builds the layer that computes what a given ``nn.Linear`` does.
 
@@ -223,7 +230,9 @@ class SVDLinear(AssignableWeights):
             num_reflectors: As above. Fewer than all keep the weight as well: its singular vectors
                 become the base.
             spectrum: As above.
-            out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+            out_of_bounds: "raise", or "clip" to move singular values into the bounds, with a
+                warning that says by how much the weight changed.
+            margin: As above.
 
         Raises:
             TypeError: if ``linear`` is not an ``nn.Linear``.
@@ -237,6 +246,7 @@ class SVDLinear(AssignableWeights):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        check_has_value("linear", linear.weight)
         weight, bias = linear.weight, linear.bias
         layer = cls(
             linear.in_features,
@@ -246,6 +256,7 @@ class SVDLinear(AssignableWeights):
             weight.dtype,
             num_reflectors=num_reflectors,
             spectrum=spectrum,
+            margin=margin,
         )
         layer.svd.set_named_(weight.detach(), out_of_bounds, "weight")
         if layer.bias is not None:

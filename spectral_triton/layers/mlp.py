@@ -12,7 +12,7 @@ from torch import nn
 
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.residual import SVDResidualBlock, make_activation
-from spectral_triton.runtime.validation import check_integer
+from spectral_triton.runtime.validation import check_flag, check_integer
 from spectral_triton.spectra.spectrum import Spectrum
 
 
@@ -66,13 +66,14 @@ class SVDMLP(nn.Sequential):
         base: str | None = None,
         margin: float | None = None,
     ) -> None:
-        if not isinstance(widths, Sequence) or len(widths) < 2:
+        if not isinstance(widths, Sequence) or isinstance(widths, str) or len(widths) < 2:
             raise ValueError(
-                f"widths must be two sizes or more in one sequence, as in SVDMLP([784, 128, 10]), "
-                f"got {widths!r}"
+                f"widths must be a list or tuple of two sizes or more, as in "
+                f"SVDMLP([784, 128, 10]), got {widths!r}"
             )
-        for width in widths:
-            check_integer("widths", width, 1)
+        for index, width in enumerate(widths):
+            check_integer(f"widths[{index}]", width, 1)
+        check_flag("residual", residual)
         if num_reflectors is not None:
             check_integer("num_reflectors", num_reflectors, 0)
         layers: list[nn.Module] = []

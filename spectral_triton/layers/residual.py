@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spectral_triton.layers.linear import SVDLinear
+from spectral_triton.runtime.validation import check_integer
 from spectral_triton.spectra.spectrum import SignedSpectrum, Spectrum
 from spectral_triton.spectra.stacked import check_margin
 
@@ -22,7 +23,12 @@ def make_activation(
         raise TypeError(
             f"activation must make a module, such as nn.ReLU without parentheses, got {activation}"
         )
-    made = activation()
+    try:
+        made = activation()
+    except TypeError as error:
+        raise TypeError(
+            f"activation must make a module without arguments, such as nn.ReLU, got {activation}"
+        ) from error
     if not isinstance(made, nn.Module):
         raise TypeError(f"activation must make a torch.nn.Module, got {made!r}")
     return made.to(device=device, dtype=dtype)
@@ -86,6 +92,7 @@ class SVDResidualBlock(nn.Module):
         margin: float | None = None,
     ) -> None:
         super().__init__()
+        check_integer("features", features, 1)
         if margin is not None:
             check_margin(spectrum, margin)
             spectrum = SignedSpectrum(margin)

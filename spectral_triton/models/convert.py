@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,13 @@ from spectral_triton.recurrent.lstm import SpectralLSTM
 from spectral_triton.recurrent.lstm_cell import SpectralLSTMCell
 from spectral_triton.recurrent.rnn import SpectralRNN
 from spectral_triton.recurrent.rnn_cell import SpectralRNNCell
-from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
+from spectral_triton.runtime.validation import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_takes,
+    full_precision,
+)
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import resolve_spectrum
 from spectral_triton.svd.bounds import OutOfBoundsError, WeightChangedWarning
@@ -90,6 +96,7 @@ def convert(
     spectrum: Spectrum | Callable[[str, Tensor], Spectrum] | None = None,
     out_of_bounds: str = "raise",
     inplace: bool = False,
+    margin: float | None = None,
 ) -> tuple[nn.Module, ConversionReport]:
     r"""Replaces layers of a trained or fresh model by those with bounded singular values.
 
@@ -136,6 +143,7 @@ def convert(
         out_of_bounds: "raise", or "clip" to move singular values into the bounds.
         inplace: Exchanges the layers inside ``model`` rather than in a deep copy. A model that is
             itself one such layer cannot change its type: use what is returned.
+        margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
     Returns:
         The model, and a :class:`ConversionReport`, which prints as a table.
@@ -161,8 +169,13 @@ def convert(
     if num_reflectors is not None:
         check_integer("num_reflectors", num_reflectors, 0)
     check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
-    if isinstance(spectrum, Spectrum) or not callable(spectrum):
-        resolve_spectrum(spectrum)
+    check_flag("inplace", inplace)
+    plain = isinstance(spectrum, Spectrum | type) or not callable(spectrum)
+    if not plain:
+        check_takes("spectrum", spectrum, ("name", "sigma"))
+    if margin is not None or plain:
+        given: Any = spectrum
+        spectrum = cast("Spectrum", resolve_spectrum(given, None, margin))
     if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in model.modules()):
         raise ValueError("model is in DistributedDataParallel: convert its module, then wrap that")
     selected = _selector(select)
@@ -188,7 +201,7 @@ def convert(
             try:
                 own: Any = spectrum
                 if not isinstance(spectrum, Spectrum) and callable(spectrum):
-                    own = resolve_spectrum(spectrum(name, _singular_values(layer)))
+                    own = _asked(spectrum, name, _singular_values(layer))
                 with warnings.catch_warnings():
                     # One for all of them follows.
                     warnings.simplefilter("ignore", WeightChangedWarning)
@@ -211,6 +224,16 @@ def convert(
     _warn_of_changes(converted)
     unbounded = _unbounded(model, skipped) if select is None else ()
     return model, ConversionReport(tuple(converted), tuple(skipped), unbounded)
+
+
+def _asked(spectrum: Callable[[str, Tensor], Spectrum], name: str, sigma: Tensor) -> Spectrum:
+    """What a function of name and σ says for one layer."""
+    found = spectrum(name, sigma)
+    if not isinstance(found, Spectrum):
+        raise TypeError(
+            f"spectrum(name, sigma) must return a Spectrum, got {found!r} for {name or 'model'!r}"
+        )
+    return found
 
 
 NOTICEABLE = 0.01
@@ -277,6 +300,9 @@ def _selector(select: Selection | None) -> Callable[[str, nn.Module], bool]:
         raise TypeError(
             f"select must be types of layers or a function of name and layer, got {select!r}"
         )
+    if isinstance(select, Spectrum):
+        raise TypeError(f"select must choose layers, got {select!r}; write spectrum={select!r}")
+    check_takes("select", select, ("name", "layer"))
     chosen: Any = select
     return chosen
 

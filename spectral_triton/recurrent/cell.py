@@ -35,9 +35,12 @@ class RecurrentCell(RecurrentModule):
     @property
     def weight_hh(self) -> Tensor:
         """The dense transition matrix, (n, n), or (gates * n, n) with the gates stacked."""
-        return self._dense("")
+        return self._handed_out(self._dense(""), self._svd_weight(""), "weight_hh")
 
     def _assignable(self, name: str) -> SVDWeight | None:
+        if name == "weight" or name.startswith("weight_hh_l"):
+            kind = type(self).__name__
+            raise AttributeError(f"{kind} has no {name}: weight_hh is its transition")
         return self._svd_weight("") if name == "weight_hh" else None
 
     @property
@@ -118,7 +121,7 @@ class RecurrentCell(RecurrentModule):
         check_input_dtype(x, self.weight_ih)
         with without_autocast(x.device.type):
             dtype = self._dtype(x)
-            weights = self.weight_ih, self.weight_hh, *(plain_tensor(self, b) for b in BIASES)
+            weights = self.weight_ih, self._dense(""), *(plain_tensor(self, b) for b in BIASES)
             weights = tuple(None if a is None else a.to(dtype) for a in weights)
             given = [state.to(dtype) for state in states]
             hx = given if len(given) > 1 else given[0]

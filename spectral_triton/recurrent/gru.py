@@ -126,6 +126,7 @@ class SpectralGRU(RecurrentLayer):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SpectralGRU:
         """A SpectralGRU with the weights of an ``nn.GRU``.
 
@@ -134,7 +135,7 @@ class SpectralGRU(RecurrentLayer):
             ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
                 inside) or the reflectors do not suffice.
         """
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "margin": margin}
         return cls._from_plain("gru", gru, svd, out_of_bounds)
 
     def to_gru(self) -> nn.GRU:

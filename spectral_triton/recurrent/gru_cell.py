@@ -98,6 +98,7 @@ class SpectralGRUCell(RecurrentCell):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SpectralGRUCell:
         """A SpectralGRUCell with the weights of an ``nn.GRUCell``.
 
@@ -106,7 +107,7 @@ class SpectralGRUCell(RecurrentCell):
             ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
                 inside) or the reflectors do not suffice.
         """
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "margin": margin}
         return cls._from_plain("cell", cell, svd, out_of_bounds)
 
     def to_gru_cell(self) -> nn.GRUCell:

@@ -115,11 +115,17 @@ class RecurrentLayer(RecurrentModule):
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("weight_hh_l") and f"svd_hh{name[9:]}" in self._modules:
-            return self._dense(name[9:])
+            suffix = name[9:]
+            return self._handed_out(self._dense(suffix), self._svd_weight(suffix), name)
         return super().__getattr__(name)
 
     def _assignable(self, name: str) -> SVDWeight | None:
         if not name.startswith("weight_hh_l"):
+            if name in ("weight", "weight_hh"):
+                raise AttributeError(
+                    f"{type(self).__name__} has no {name}: weight_hh_l0 is the transition of the "
+                    "first layer, as torch names it"
+                )
             return None
         if f"svd_hh{name[9:]}" not in self._modules:
             raise AttributeError(f"{type(self).__name__} has no {name}")

@@ -124,7 +124,11 @@ class SpectralLSTM(RecurrentLayer):
     ) -> None:
         options = (num_layers, bias, batch_first, dropout, bidirectional)
         super().__init__(input_size, hidden_size, *options, init)
-        check_integer("proj_size", proj_size, 0, hidden_size - 1)
+        check_integer("proj_size", proj_size, 0)
+        if proj_size >= hidden_size:
+            raise ValueError(
+                f"proj_size must be below hidden_size = {hidden_size}, got {proj_size}"
+            )
         self.proj_size = proj_size
         self._add_all(device, dtype, num_reflectors, spectrum, init, base, margin)
 
@@ -161,6 +165,7 @@ class SpectralLSTM(RecurrentLayer):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SpectralLSTM:
         """A SpectralLSTM with the weights of an ``nn.LSTM``.
 
@@ -169,7 +174,7 @@ class SpectralLSTM(RecurrentLayer):
             ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
                 inside) or the reflectors do not suffice.
         """
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "margin": margin}
         return cls._from_plain("lstm", lstm, svd, out_of_bounds)
 
     def to_lstm(self) -> nn.LSTM:

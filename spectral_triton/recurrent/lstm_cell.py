@@ -107,6 +107,7 @@ class SpectralLSTMCell(RecurrentCell):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | Sequence[Spectrum] | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SpectralLSTMCell:
         """A SpectralLSTMCell with the weights of an ``nn.LSTMCell``.
 
@@ -115,7 +116,7 @@ class SpectralLSTMCell(RecurrentCell):
             ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
                 inside) or the reflectors do not suffice.
         """
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "margin": margin}
         return cls._from_plain("cell", cell, svd, out_of_bounds)
 
     def to_lstm_cell(self) -> nn.LSTMCell:

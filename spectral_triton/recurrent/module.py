@@ -88,7 +88,7 @@ class RecurrentModule(AssignableWeights):
         margin: float | None,
     ) -> None:
         """Registers and draws all parameters."""
-        svd = {
+        svd: dict[str, Any] = {
             "num_reflectors": num_reflectors,
             "spectrum": spectrum,
             "init": init,
@@ -96,11 +96,11 @@ class RecurrentModule(AssignableWeights):
             "margin": margin,
         }
         check_dtype(dtype)
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         sizes = self.hidden_size, self._state_size
         for index, suffix in enumerate(self._suffixes()):
             add_plain_parameters(self, suffix, self._plain_shapes(self._features(index)), options)
-            weight = SVDWeight(*sizes, num_blocks=self.num_gates, **svd, **options)
+            weight = SVDWeight(sizes[0], sizes[1], num_blocks=self.num_gates, **svd, **options)
             self.add_module(f"svd_hh{suffix}", weight)
             self._reset_plain(suffix)
 

@@ -162,6 +162,7 @@ class SpectralRNN(RecurrentLayer):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SpectralRNN:
         """A SpectralRNN with the weights of an ``nn.RNN``.
 
@@ -170,7 +171,7 @@ class SpectralRNN(RecurrentLayer):
             ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
                 inside) or the reflectors do not suffice.
         """
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "margin": margin}
         return cls._from_plain("rnn", rnn, svd, out_of_bounds)
 
     def to_rnn(self) -> nn.RNN:

@@ -108,6 +108,7 @@ class SpectralRNNCell(RecurrentCell):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SpectralRNNCell:
         """A SpectralRNNCell with the weights of an ``nn.RNNCell``.
 
@@ -116,7 +117,7 @@ class SpectralRNNCell(RecurrentCell):
             ValueError: if a singular value is out of bounds (``out_of_bounds="clip"`` moves it
                 inside) or the reflectors do not suffice.
         """
-        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum}
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "margin": margin}
         return cls._from_plain("cell", cell, svd, out_of_bounds)
 
     def to_rnn_cell(self) -> nn.RNNCell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
@@ -71,6 +73,12 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def check_has_value(name: str, weight: Tensor) -> None:
+    """Raises ValueError where the weight of a lazy module has no shape yet."""
+    if is_lazy(weight):
+        raise ValueError(f"{name} is lazy and has no weight yet: run it on an input first")
+
+
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Raises TypeError unless parameters of this dtype, or of the default one, can be trained."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -81,6 +89,17 @@ def check_flag(name: str, value: object) -> None:
     """Raises TypeError unless ``value`` is True or False, in any of their types."""
     if value not in (True, False):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_takes(name: str, function: object, arguments: Sequence[str]) -> None:
+    """Raises TypeError unless a function can be called with arguments of these names, by place."""
+    try:
+        inspect.signature(function).bind(*arguments)  # type: ignore[arg-type]
+    except TypeError:
+        called = f"{name}({', '.join(arguments)})"
+        raise TypeError(f"{name} must be a function called as {called}, got {function!r}") from None
+    except ValueError:
+        pass  # One of C, without a signature.
 
 
 def check_number(name: str, value: object) -> None:
@@ -113,6 +132,8 @@ def check_bounds(bounds: object) -> None:
     if not isinstance(bounds, Sequence) or len(bounds) != 2:
         raise TypeError(f"bounds must be a pair (lower, upper), got {bounds!r}")
     lower, upper = bounds
+    if not all(isinstance(bound, Real) and not isinstance(bound, bool) for bound in bounds):
+        raise TypeError(f"bounds must be two numbers, infinite where there is none, got {bounds!r}")
     if math.isnan(lower) or math.isnan(upper) or lower > upper:
         raise ValueError(f"bounds must be two numbers with lower <= upper, got {bounds!r}")
 
@@ -140,8 +161,8 @@ def resolve_num_reflectors(
             raise TypeError(f"num_reflectors must be {expected}, got {num_reflectors!r}")
         if not 0 <= value <= limit:
             raise ValueError(
-                f"num_reflectors must lie between 0 and min(out_features, in_features) = {limit}, "
-                f"got {num_reflectors!r}"
+                f"num_reflectors must lie between 0 and min(m, n) = {limit} for a matrix of "
+                f"{out_features} x {in_features}, got {num_reflectors!r}"
             )
     return left, right
 

@@ -155,7 +155,7 @@ class SigmoidSpectrum(Spectrum):
         if not (least >= 0 and 0 < most < math.inf):
             raise ValueError(
                 f"singular_values must be finite, none negative and not all zero, got values from "
-                f"{least:g} to {most:g}"
+                f"{least:g} to {most:g}; torch.linalg.svdvals(w) gives those of a matrix"
             )
         lower, upper = least / factor, most * factor
         margin = (upper - lower) / 2

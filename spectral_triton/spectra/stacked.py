@@ -80,9 +80,20 @@ def resolve_spectrum(
     if not isinstance(spectrum, Spectrum):
         raise TypeError(
             "spectrum must be a Spectrum such as SigmoidSpectrum(center=1.0, margin=0.01), "
-            f"got {spectrum!r}"
+            f"got {spectrum!r}{_hint(spectrum)}"
         )
     return spectrum
+
+
+def _hint(given: object) -> str:
+    """What else might have been meant."""
+    if isinstance(given, int | float):
+        return f"; margin={given} is a band of that half-width around 1"
+    if isinstance(given, Sequence | StackedSpectrum) and not isinstance(given, str):
+        return "; several are for several matrices, such as those of gates or groups"
+    if callable(given) and not isinstance(given, type):
+        return "; a function of name and σ is for convert"
+    return ""
 
 
 def check_margin(spectrum: object, margin: object) -> None:

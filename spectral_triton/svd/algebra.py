@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral_triton.runtime.validation import (
+    check_floating,
     check_number,
     is_integer,
 )
@@ -101,6 +102,13 @@ class SVDAlgebra(ABC):
         """
         is_square = self.shape[-2] == self.shape[-1]
         inverse = self.inverse(check_errors=check_errors) if is_square else self.pinv()
+        check_floating("y", y)
+        m = self.shape[-2]
+        if y.dim() < 1 or y.shape[-1] != m:
+            raise ValueError(
+                f"y must hold vectors of length {m} along its last dimension, as W of shape "
+                f"{tuple(self.shape)} gives them, got y of shape {tuple(y.shape)}"
+            )
         inverse._vectors(y, "y")
         return inverse.apply(y)
 
@@ -125,7 +133,11 @@ class SVDAlgebra(ABC):
 
         ``rtol`` is max(m, n) times the machine epsilon by default, as in ``torch.linalg.pinv``.
         """
-        if rtol is None:
+        if rtol is not None:
+            check_number("rtol", rtol)
+            if rtol < 0:
+                raise ValueError(f"rtol must not be negative, got {rtol}")
+        else:
             rtol = max(self.shape[-2:]) * torch.finfo(self.dtype).eps
         magnitude = self.singular_values.detach().abs()
         keep = magnitude > rtol * magnitude.amax(-1, keepdim=True)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spectral_triton.svd.bounds import OutOfBoundsError
+from spectral_triton.svd.handed_out import hand_out
 from spectral_triton.svd.weight import SVDWeight
 
 
@@ -14,7 +15,8 @@ class AssignableWeights(nn.Module):
     """Lets dense weights be assigned as to a plain layer: ``layer.weight = w`` factors w.
 
     It obeys :meth:`SVDWeight.set_dense_`, so what is out of bounds raises, and the layer stays as
-    it was. To write into the tensor that ``layer.weight`` returns changes no parameter.
+    it was. To write into the tensor that ``layer.weight`` returns changes no parameter, and is told
+    at the next use of the layer where it can be, see :func:`hand_out`.
     """
 
     def _assignable(self, name: str) -> SVDWeight | None:
@@ -24,6 +26,10 @@ class AssignableWeights(nn.Module):
     def _as_matrix(self, w: Tensor, weight: SVDWeight) -> Tensor:
         """A dense weight in the shape that its factors have."""
         return w
+
+    def _handed_out(self, dense: Tensor, weight: SVDWeight, name: str) -> Tensor:
+        """A dense weight as it is read: writing to it is told at the next use of the factors."""
+        return hand_out(weight, dense, f"{name} of {type(self).__name__}")
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         plain = name.removesuffix("_orig")  # As pruning calls what it puts in a weight's place.

@@ -113,6 +113,8 @@ class HouseholderSVD(LowRankAlgebra):
         parameterization. ICML 2018. https://arxiv.org/abs/1803.09327
     """
 
+    # NumPy leaves the product with an array to __matmul__, which refuses it.
+    __array_ufunc__ = None
     # Pickles of before there were bases have none.
     left_base: Tensor | None = None
     right_base: Tensor | None = None
@@ -219,12 +221,27 @@ class HouseholderSVD(LowRankAlgebra):
         """W x for x (n,) or (..., n, B), as torch.matmul has it."""
         if not isinstance(x, Tensor):
             return NotImplemented
-        return self.apply(x) if x.dim() < 2 else self.apply(x.mT).mT
+        if x.dim() < 2:
+            return self.apply(x)
+        check_precision("x", x, self.dtype)
+        if x.shape[-2] != (n := self.shape[-1]):
+            raise ValueError(
+                f"x must hold columns of length {n}, shape (..., {n}, B), in W @ x with W of shape "
+                f"{tuple(self.shape)}, got x of shape {tuple(x.shape)}"
+            )
+        return self.apply(x.mT).mT
 
     def __rmatmul__(self, x: Tensor) -> Tensor:
         """x W for x (m,) or (..., B, m), as torch.matmul has it."""
         if not isinstance(x, Tensor):
             return NotImplemented
+        check_precision("x", x, self.dtype)
+        m = self.shape[-2]
+        if x.dim() > 0 and x.shape[-1] != m:
+            raise ValueError(
+                f"x must hold rows of length {m}, shape (..., B, {m}), in x @ W with W of shape "
+                f"{tuple(self.shape)}, got x of shape {tuple(x.shape)}"
+            )
         return self.mT.apply(x)
 
     def apply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -25,6 +25,7 @@ from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum, resolve_spectrum
 from spectral_triton.svd.cached_svd import CachedSVD
 from spectral_triton.svd.frozen_core import frozen_core
+from spectral_triton.svd.handed_out import forget, state_without, warn_of_writing
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.parameters import (
     parameters_from_dense,
@@ -155,6 +156,9 @@ class SVDWeight(SpectrumRecord):
             raw.fill_(initial_raw(self.spectrum))
         self.signs.copy_(marked(self.signs, self.spectrum))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return state_without(self)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Pickles of before there were bases.
@@ -165,6 +169,11 @@ class SVDWeight(SpectrumRecord):
         if name == "weight":
             raise AttributeError(
                 "SVDWeight has no weight: set_dense_(w) sets W, to_dense() reads it"
+            )
+        if name == "spectrum" and "spectrum" in vars(self):
+            raise AttributeError(
+                "another spectrum makes another W of the same parameters: set_spectrum_(spectrum) "
+                "keeps U, V and σ"
             )
         super().__setattr__(name, value)
 
@@ -199,6 +208,7 @@ class SVDWeight(SpectrumRecord):
         """W as an operator; outside :func:`cached` every access converts the raw σ̂ anew."""
         # Most layers read the factors without a call.
         compute_tensors(self)
+        warn_of_writing(self)
         bases = self.left_base, self.right_base
         given = (self.left, self.raw_singular_values, self.right, self.signs, *bases)
         if not is_cached(*given):
@@ -243,6 +253,7 @@ class SVDWeight(SpectrumRecord):
         # Looking at the values would wait for the device.
         may_vanish = not isinstance(self.spectrum, Spectrum) or self.spectrum.bounds[0] <= 0
         factors = self.factors.inverse(check_errors=may_vanish)
+        factors._vectors(y, "y")
         if bias is None:
             return factors.apply(y).clone()
         wide = y.to(factors.dtype) if y.dtype.itemsize == 2 else y
@@ -275,6 +286,7 @@ class SVDWeight(SpectrumRecord):
     def set_named_(self, w: Tensor, out_of_bounds: str, name: str = "the matrix") -> SVDWeight:
         """:meth:`set_dense_` for a layer that calls the matrix by the name it has there."""
         state = self.dense_state(w, out_of_bounds, name)
+        forget(self)
         self._set_base("left_base" in state)
         for name, tensor in state.items():
             assign_(getattr(self, name), tensor)
@@ -347,7 +359,7 @@ class SVDWeight(SpectrumRecord):
         else:
             assign_(self.raw_singular_values, raw)
         self.signs.copy_(marked(signs, new))
-        self.spectrum = new
+        vars(self)["spectrum"] = new
         return self
 
     def dense_state(

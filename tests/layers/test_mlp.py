@@ -86,11 +86,11 @@ def test_activations_live_where_the_layers_do():
 @pytest.mark.parametrize(
     ("widths", "options", "error", "message"),
     [
-        ([3], {}, ValueError, r"widths must be two sizes or more .* got \[3\]"),
-        (3, {}, ValueError, "widths must be two sizes or more .* got 3"),
-        ([3, 0], {}, ValueError, "widths must be at least 1, got 0"),
-        ([3, 2.5], {}, TypeError, "widths must be an int"),
-        ([3, 4, 2], {"activation": torch.relu_}, TypeError, r"relu_\(\) missing"),
+        ([3], {}, ValueError, r"widths must be a list or tuple of two sizes or more, .* got \[3\]"),
+        (3, {}, ValueError, "widths must be a list or tuple of two sizes or more, .* got 3"),
+        ([3, 0], {}, ValueError, r"widths\[1\] must be at least 1, got 0"),
+        ([3, 2.5], {}, TypeError, r"widths\[1\] must be an int"),
+        ([3, 4, 2], {"activation": torch.relu_}, TypeError, "must make a module without"),
         ([3, 4, 2], {"activation": dict}, TypeError, r"activation must make .* got \{\}"),
         ([3, 2], {"num_reflectors": -1}, ValueError, "num_reflectors must be at least 0"),
     ],

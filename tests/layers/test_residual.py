@@ -54,7 +54,7 @@ def test_dtype_device_and_activation():
     assert block.linear.bias.dtype == torch.float32
     with pytest.raises(TypeError, match=r"activation must make a torch.nn.Module, got 1"):
         SVDResidualBlock(4, activation=lambda: 1)
-    with pytest.raises(ValueError, match="out_features must be at least 1"):
+    with pytest.raises(ValueError, match=r"^features must be at least 1"):
         SVDResidualBlock(0)
 
 

@@ -62,7 +62,7 @@ def test_projection_is_plain_and_transitions_are_rectangular():
 
 @pytest.mark.parametrize("proj_size", [-1, 5])
 def test_projection_out_of_range(proj_size):
-    with pytest.raises(ValueError, match=f"proj_size must be at .* got {proj_size}"):
+    with pytest.raises(ValueError, match=f"proj_size must be .* got {proj_size}"):
         SpectralLSTM(2, 5, proj_size=proj_size)
 
 

@@ -451,7 +451,7 @@ def test_from_dense_with_few_reflectors():
         (
             lambda f: HouseholderSVD.from_dense(f.diag(), num_reflectors=4),
             ValueError,
-            "num_reflectors.* = 3, got 4",
+            "num_reflectors.* = 3 .* got 4",
         ),
         (
             lambda f: HouseholderSVD.from_dense(f.diag(), num_reflectors=(1, 2, 3)),
