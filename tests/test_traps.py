@@ -23,6 +23,7 @@ from spectral_triton import (
     SVDConv2d,
     SVDLinear,
     SVDResidualBlock,
+    SVDTransposedLinear,
     SVDWeight,
     apply_reflectors,
     convert,
@@ -34,6 +35,7 @@ from spectral_triton.svd.bounds import WeightChangedWarning
 # How to make one, an input, and the name of what is bounded.
 LAYERS = {
     "linear": (lambda **o: SVDLinear(4, 4, **o), (2, 4), "weight"),
+    "transposed linear": (lambda **o: SVDTransposedLinear(4, 4, **o), (2, 4), "weight"),
     "convolution": (lambda **o: SVDConv1d(4, 4, 3, **o), (2, 4, 8), "weight"),
     "convolution in groups": (
         lambda **o: SVDConv2d(4, 4, 3, groups=2, **o),

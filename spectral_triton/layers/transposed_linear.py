@@ -65,6 +65,7 @@ class SVDTransposedLinear(SVDLinear):
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
+        margin: float | None = None,
     ) -> SVDTransposedLinear:
         """Builds the layer that computes what a given ``Conv1D`` does.
 
@@ -74,6 +75,7 @@ class SVDTransposedLinear(SVDLinear):
                 singular vectors become the base.
             spectrum: As for :class:`SVDLinear`.
             out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+            margin: As for :class:`SVDLinear`.
 
         Raises:
             TypeError: if ``conv1d`` is not a ``transformers.pytorch_utils.Conv1D``.
@@ -93,8 +95,9 @@ class SVDTransposedLinear(SVDLinear):
             dtype=weight.dtype,
             num_reflectors=num_reflectors,
             spectrum=spectrum,
+            margin=margin,
         )
-        layer.svd.set_dense_(weight.detach().mT, out_of_bounds)
+        layer.svd.set_named_(weight.detach().mT, out_of_bounds, "weight")
         with torch.no_grad():
             layer.bias.copy_(given.bias)  # type: ignore[union-attr]
         return layer.train(given.training)

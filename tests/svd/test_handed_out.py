@@ -19,6 +19,7 @@ from spectral_triton import (
     SpectralRNNCell,
     SVDConv2d,
     SVDLinear,
+    SVDTransposedLinear,
     SVDWeight,
     cached,
 )
@@ -26,6 +27,7 @@ from spectral_triton.svd.handed_out import forget, hand_out, warn_of_writing
 
 LAYERS = {
     "linear": (lambda: SVDLinear(3, 3), (2, 3), "weight"),
+    "transposed linear": (lambda: SVDTransposedLinear(3, 3), (2, 3), "weight"),
     "convolution": (lambda: SVDConv2d(3, 3, 2), (3, 4, 4), "weight"),
     "convolution in groups": (lambda: SVDConv2d(4, 4, 2, groups=2), (4, 4, 4), "weight"),
     "rnn": (lambda: SpectralRNN(3, 3, 2), (2, 3), "weight_hh_l1"),
