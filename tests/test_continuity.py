@@ -29,6 +29,7 @@ from spectral_triton import (
     SVDWeight,
     convert,
     parametrizations,
+    rebase_,
 )
 from spectral_triton.init import flip_zero_rows_, haar_, identity_
 from spectral_triton.parametrizations import svd_names
@@ -75,6 +76,7 @@ MADE = {
         nn.Linear(6, 9), spectrum=WIDE, num_reflectors=(3, 2)
     ),
     "linear, base": lambda: SVDLinear(7, 5, num_reflectors=3, base="haar"),
+    "rebased": lambda: rebase_(SVDLinear(7, 5, num_reflectors=(3, 2), base="haar")),
     "rnn, base": lambda: SpectralRNN(3, 6, num_reflectors=(2, 5), base="haar"),
     "lstm, base": lambda: SpectralLSTM(3, 6, num_reflectors=2, base="haar"),
     "from_conv": lambda: SVDConv2d.from_conv(nn.Conv2d(2, 3, 3), spectrum=WIDE),

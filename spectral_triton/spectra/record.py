@@ -94,5 +94,8 @@ def _is_readable(signs: Any) -> bool:
 
 
 def _described(spectrum: Spectrum | StackedSpectrum) -> str:
+    if isinstance(spectrum, StackedSpectrum):
+        each = [_described(own) for own in spectrum]
+        return each[0] if len(set(each)) == 1 else f"[{', '.join(each)}]"
     plain = type(spectrum).__repr__ is object.__repr__
     return type(spectrum).__qualname__ if plain else repr(spectrum)

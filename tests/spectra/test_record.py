@@ -232,5 +232,17 @@ def test_stacked_spectra_are_compared_too():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         SVDWeight(3, 3, spectrum=several, num_blocks=2).load_state_dict(weight.state_dict())
-    with pytest.warns(UserWarning, match="the weight was saved with"):
-        SVDWeight(3, 3, spectrum=several[::-1], num_blocks=2).load_state_dict(weight.state_dict())
+    state = weight.state_dict()
+    for saved in (state, dict(state)):
+        with pytest.warns(UserWarning, match="the weight was saved with"):
+            SVDWeight(3, 3, spectrum=several[::-1], num_blocks=2).load_state_dict(saved)
+
+
+def test_one_spectrum_for_all_is_the_same_as_one_for_each():
+    equal = SVDWeight(3, 3, spectrum=[Exponential(), Exponential()], num_blocks=2)
+    one = SVDWeight(3, 3, spectrum=Exponential(), num_blocks=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for first, second in ((equal, one), (one, equal)):
+            first.load_state_dict(second.state_dict())
+            first.load_state_dict(dict(second.state_dict()))
