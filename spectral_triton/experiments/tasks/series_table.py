@@ -12,6 +12,11 @@ from spectral_triton.experiments.tasks.storage import read_intact
 ADJUSTED = "Missing_value_and_variable_length_datasets_adjusted"
 """The folder of the archive with complete copies of the data sets that are not."""
 
+REMEDY = (
+    f"take the data set from {ADJUSTED}, where the archive has filled it, or ask for a mask "
+    "(train ucr NAME --mask)"
+)
+
 
 def read_table(path: Path, *, gaps: bool = False) -> tuple[list[str], np.ndarray]:
     """Labels as they are written, and values (N, T) right-aligned.
@@ -20,9 +25,10 @@ def read_table(path: Path, *, gaps: bool = False) -> tuple[list[str], np.ndarray
     the archive; in a ``.ts`` file the values come first and a colon stands before the label. Blank
     lines, separators at the end of a row and a byte-order mark mean nothing.
 
-    NaN at the end of a row means a shorter series, which is moved to the right and preceded by its
-    mean, so that every series ends at the last step. So does a shorter row of a ``.ts`` file. NaN
-    before it is a gap, refused unless ``gaps``.
+    NaN at the end of a row means a shorter series, which is moved to the right and preceded by NaN,
+    so that every series ends at the last step. So does a shorter row of a ``.ts`` file. NaN before
+    it is a gap, written also ``?`` or as an empty cell. With ``gaps`` these are allowed, and
+    shorter rows in every kind of file. Labels are numbers, in a ``.ts`` file also words.
 
     Raises:
         DataError: if a row is ragged, a cell is no number, or a value inside a series is missing.
@@ -39,19 +45,19 @@ def read_table(path: Path, *, gaps: bool = False) -> tuple[list[str], np.ndarray
         raise DataError(
             f"{path} has no rows of a label and values separated by tabs, commas or spaces"
         )
-    width = max(len(row) for _, row in rows) if ts else len(rows[0][1])
+    ragged = ts or gaps
+    width = max(len(row) for _, row in rows) if ragged else len(rows[0][1])
     values = np.empty((len(rows), width - 1))
     for index, (number, row) in enumerate(rows):
-        cells = row + ["nan"] * (width - len(row)) if ts else row
+        cells = row + ["nan"] * (width - len(row)) if ragged else row
         if len(cells) != width:
             raise DataError(
                 f"{path} is damaged: row {number} has {len(cells)} columns, row {rows[0][0]} has "
-                f"{width}"
+                f"{width}; if its series do differ in length, {REMEDY}"
             )
         try:
-            label, *series = (_number(cell) for cell in cells)
-            if not np.isfinite(label):
-                raise ValueError(f"the label is {cells[0]!r}")
+            label, series = cells[0], [read_number(cell or "nan") for cell in cells[1:]]
+            _check_label(label, words=ts)
         except ValueError as error:
             raise DataError(f"{path} is damaged: row {number}: {error}") from error
         values[index] = _right_aligned(np.array(series), f"{path}, row {number}", gaps)
@@ -80,11 +86,27 @@ def _cells_of_ts(line: str) -> list[str]:
             f"a line of a .ts file must be values, a colon and a label, one series a line, got "
             f"{line[:40]!r}"
         )
-    return [label.strip(), *("nan" if cell.strip() == "?" else cell for cell in _cells(series))]
+    if not label.strip():
+        raise DataError(f"a line of a .ts file has no label: {line[:40]!r}")
+    return [label.strip(), *_cells(series)]
 
 
-def _number(cell: str) -> float:
+def _check_label(label: str, words: bool) -> None:
+    try:
+        number = read_number(label)
+    except ValueError:
+        if words:
+            return
+        raise
+    if not np.isfinite(number):
+        raise ValueError(f"the label is {label!r}")
+
+
+def read_number(cell: str) -> float:
+    """The number a cell holds, NaN where it is marked as missing; ValueError of any other text."""
     # float() would also read "1_0" as ten.
+    if cell == "?":
+        return float("nan")
     if "_" in cell:
         raise ValueError(f"could not convert string to float: {cell!r}")
     return float(cell)
@@ -98,8 +120,5 @@ def _right_aligned(series: np.ndarray, where: str, gaps: bool) -> np.ndarray:
     if np.isinf(series).any():
         raise DataError(f"{where}: a value is infinite")
     if not gaps and not present[:length].all():
-        raise DataError(
-            f"{where}: a value inside the series is missing: take the data set from {ADJUSTED}, "
-            "where the archive has filled it, or ask for a mask (train ucr NAME --mask)"
-        )
+        raise DataError(f"{where}: a value inside the series is missing: {REMEDY}")
     return np.concatenate([np.full(len(series) - length, np.nan), series[:length]])

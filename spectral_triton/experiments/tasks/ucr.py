@@ -18,7 +18,7 @@ from spectral_triton.experiments.tasks.classification import (
     LabelledSequences,
     SequenceClassification,
 )
-from spectral_triton.experiments.tasks.series_table import ADJUSTED, read_table
+from spectral_triton.experiments.tasks.series_table import REMEDY, read_number, read_table
 from spectral_triton.experiments.tasks.settings import Settings
 from spectral_triton.experiments.tasks.storage import DataFolder, read_intact
 from spectral_triton.experiments.tasks.task import generator_for
@@ -79,20 +79,18 @@ def read_series(
             raise DataError(f"there is no data set {dataset!r}: did you mean {' or '.join(names)}?")
         raise DataError(data.missing_message("ucr", missing, ADVICE))
     tables = {split: read_table(path, gaps=mask) for split, path in paths.items()}
-    # Labels are compared as numbers: some files write 1, others 1.0 or 1.0000000e+00.
-    labels = {split: [float(label) for label in table[0]] for split, table in tables.items()}
+    labels = _comparable({split: table[0] for split, table in tables.items()})
     classes = sorted(set(labels["train"]))
     strange = sorted(set(labels["test"]) - set(classes))
     if strange:
-        raise DataError(f"{paths['test']} has the label {strange[0]:g}, which training never saw")
+        name = strange[0] if isinstance(strange[0], str) else f"{strange[0]:g}"
+        raise DataError(f"{paths['test']} has the label {name}, which training never saw")
     lengths = [tables[split][1].shape[1] for split in ("train", "test")]
     ragged = mask or all(path.name.removesuffix(".gz").endswith(".ts") for path in paths.values())
     if lengths[0] != lengths[1] and not ragged:
         raise DataError(
             f"{paths['train']} and {paths['test']} have series of different lengths, {lengths[0]} "
-            f"and {lengths[1]}: take the data set from {ADJUSTED}, where the archive has made them "
-            "equal, or fill the shorter ones up with NaN at their ends, or ask for a mask (train "
-            "ucr NAME --mask)"
+            f"and {lengths[1]}: {REMEDY}"
         )
     _check_manifest(dataset, paths["train"].parent / "MANIFEST.tsv", tables, len(classes))
     number = {label: index for index, label in enumerate(classes)}
@@ -104,6 +102,17 @@ def read_series(
         for split, table in tables.items()
     }
     return splits, len(classes)
+
+
+def _comparable(labels: Mapping[str, list[str]]) -> dict[str, list[Any]]:
+    """Labels as numbers, or as they are written where one of them is a word.
+
+    As numbers since some files write 1, others 1.0 or 1.0000000e+00.
+    """
+    try:
+        return {split: [read_number(label) for label in own] for split, own in labels.items()}
+    except ValueError:
+        return dict(labels)
 
 
 def _lengthened(values: np.ndarray, length: int) -> np.ndarray:

@@ -10,13 +10,14 @@ from spectral_triton.experiments.tasks.series_table import read_table
         ("", "no rows"),
         ("1\n", "no rows"),
         ("1;2;3\n", "no rows"),
-        ("1\t2\t3\n1\t2\n", "row 2 has 2 columns, row 1 has 3"),
+        ("1\t2\t3\n1\t2\n", "row 2 has 2 columns, row 1 has 3; .*adjusted.*--mask"),
         ("1\t2\t3\n1\t2\t3\t4\n", "row 2 has 4 columns"),
         ("1\t2\t3\n1\n", "row 2 has 1 columns"),
         ("1\t2\t3\n\n1\t2\n", "row 3 has 2 columns, row 1 has 3"),
         ("1\t2\tx\n", "row 1.*'x'"),
         ("1\t2\t1_0\n", "row 1.*'1_0'"),
-        ("1\t\t2\n", "row 1: could not convert"),
+        ("1\t\t2\n", "row 1: a value inside the series is missing"),
+        ("1\t?\t2\n", "row 1: a value inside the series is missing"),
         ("1\t2\tNaN\t3\n", "row 1.*missing.*variable_length_datasets_adjusted"),
         ("a\t2\t3\n", "row 1.*'a'"),
         ("NaN\t2\t3\n", "row 1.*label"),
@@ -57,6 +58,13 @@ def test_shorter_series_of_a_ts_file_end_at_the_last_step(tmp_path):
     path.write_text("@data\n1,2,3:0\n4,5:1\n6,?,?:1\n")
     _, values = read_table(path)
     assert str(values.tolist()) == "[[1.0, 2.0, 3.0], [nan, 4.0, 5.0], [nan, nan, 6.0]]"
+    for label in ("nan", "?"):
+        path.write_text(f"@data\n1,2,3:{label}\n")
+        with pytest.raises(DataError, match="row 2: the label is"):
+            read_table(path)
+    path.write_text("@data\n1,2,3:\n")
+    with pytest.raises(DataError, match="has no label"):
+        read_table(path)
     path.write_text("@data\n1,2:3,4:0\n")
     with pytest.raises(DataError, match="one series a line"):
         read_table(path)
@@ -69,6 +77,11 @@ def test_gaps_are_read_where_they_are_asked_for(tmp_path):
         read_table(path)
     _, values = read_table(path, gaps=True)
     assert str(values[0].tolist()) == "[nan, nan, 2.0, nan, 3.0]"
+    path.write_text("1,2,?,3\n2,1,,2,4\n1,5\n")
+    _, values = read_table(path, gaps=True)
+    assert str(values.tolist()) == (
+        "[[nan, 2.0, nan, 3.0], [1.0, nan, 2.0, 4.0], [nan, nan, nan, 5.0]]"
+    )
     for row, message in (("1\tinf\t2", "infinite"), ("1\tNaN\tNaN", "has no values")):
         path.write_text(row)
         with pytest.raises(DataError, match=message):

@@ -158,6 +158,17 @@ def test_files_of_different_lengths_with_a_mask_or_as_ts(tiny_series):
     assert len(make(tiny_series, "Other").splits["train"].sequences[0]) == 4
 
 
+def test_words_as_labels_of_a_ts_file(tiny_series):
+    (tiny_series / "Words_TRAIN.ts").write_text("@data\n1,2,3:normal\n4,5,6:abnormal\n4,5,6:1_0\n")
+    (tiny_series / "Words_TEST.ts").write_text("@data\n1,2,3:normal\n")
+    task = make(tiny_series, "Words")
+    assert task.splits["train"].labels.tolist() == [2, 1, 0]
+    assert task.splits["test"].labels.tolist() == [2]
+    (tiny_series / "Words_TEST.ts").write_text("@data\n1,2,3:odd\n")
+    with pytest.raises(DataError, match="label odd, which training never saw"):
+        make(tiny_series, "Words")
+
+
 def test_missing_or_impossible_names(tiny_series):
     with pytest.raises(DataError, match=r"Nine_TRAIN.tsv.*Nine_TEST.tsv.*never fetched"):
         make(tiny_series, "Nine")
