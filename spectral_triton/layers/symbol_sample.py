@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectral_triton.runtime.registered_op import register_vmap, registered_op
 
-TOLERANCE = 3e-3
+TOLERANCE = 2e-3
 """How far the squares at other frequencies may be above those at the one that is returned."""
 SQUARINGS = 8
 BLOCK = 32
