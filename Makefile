@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 # Tests that share what takes long to make stay on one core together.
 ON_ALL_CORES = -n $(shell $(PYTHON) -c "import os; print(os.cpu_count())") --dist loadgroup
 
-.PHONY: architecture help train test test-quick test-oldest lint types package docs docs-check format bench bench-quick bench-compare clean
+.PHONY: architecture help train test test-quick test-oldest test-newest lint types package docs docs-check format bench bench-quick bench-compare clean
 
 help:
 	@echo "make train        train a Spectral-RNN and an LSTM on the adding problem, about 3 minutes"
 	@echo "make test         run the tests on all cores, 5 to 7 minutes on two"
 	@echo "make test-quick   a case or two of each test, without what takes long, about 1 minute"
 	@echo "make test-oldest  run them with the oldest PyTorch and Triton that are supported (a download of gigabytes)"
+	@echo "make test-newest  run them with the newest PyTorch that pip finds, and its Triton (gigabytes too)"
 	@echo "make test-compiled  run the kernels' tests on their compiled form, without a GPU (gigabytes; Python 3.12 or 3.13)"
 	@echo "make test-mutations  put faults into the kernels, one at a time, and see which tests notice"
 	@echo "make lint         check style"
@@ -27,7 +28,7 @@ help:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,experiments,lint]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,clients,experiments,lint]'
 	@touch $(STAMP)
 
 train: $(STAMP)
@@ -44,6 +45,13 @@ test-oldest:
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/pip install --quiet --editable '.[test,experiments]' 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4'
 	OMP_NUM_THREADS=1 build/oldest/bin/pytest --quiet $(ON_ALL_CORES)
+
+# Another one by NEWEST='torch==2.14.*'. Its own Triton comes with it.
+NEWEST ?= torch
+test-newest:
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/pip install --quiet --upgrade --editable '.[test,clients,experiments]' '$(NEWEST)'
+	OMP_NUM_THREADS=1 build/newest/bin/pytest --quiet $(ON_ALL_CORES)
 
 # ttsem reads the compiled form of exactly these versions.
 PYTHON_COMPILED ?= $(firstword $(shell for python in python3.12 python3.13 "$$HOME"/.pyenv/versions/3.1[23]*/bin/python; do \
