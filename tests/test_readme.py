@@ -18,7 +18,7 @@ WITHOUT_EXAMPLES = (
     "architecture",
     "command_line",
     "conventions",
-    "in_pytorch",
+    "compatibility",
     "index",
     "mathematics",
     "reference",
