@@ -12,6 +12,7 @@ from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.mlp import SVDMLP
 from spectral_triton.layers.residual import SVDResidualBlock
+from spectral_triton.layers.transposed_linear import SVDTransposedLinear
 from spectral_triton.models.lipschitz import CONSTANTS, RULES, lipschitz_constant
 from spectral_triton.spectra.spectrum import FixedSpectrum, SignedSpectrum, SoftplusSpectrum
 from spectral_triton.svd.weight import SVDWeight
@@ -34,6 +35,7 @@ SVD = parametrizations.svd
 EXACT = [
     (lambda: SVDLinear(4, 3, spectrum=SignedSpectrum(3)), (4,)),
     (lambda: SVDLinear(4, 4, spectrum=FixedSpectrum(0.3)), (4,)),
+    (lambda: SVDTransposedLinear(4, 3, spectrum=SignedSpectrum(3)), (4,)),
     (lambda: SVDWeight(4, 3, spectrum=SoftplusSpectrum()), (3,)),
     (lambda: nn.Linear(4, 3), (4,)),
     (lambda: SVD(nn.Linear(4, 3), spectrum=SoftplusSpectrum()), (4,)),
