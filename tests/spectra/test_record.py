@@ -79,6 +79,9 @@ LOSSES = {
     "checkpoint": through_checkpoint,
     "bfloat16": lambda state: {name: tensor.bfloat16() for name, tensor in state.items()},
     "half": lambda state: {name: tensor.half() for name, tensor in state.items()},
+    "mean of bfloat16": lambda state: {
+        name: 0.3 * t.bfloat16() + 0.7 * t.bfloat16() for name, t in state.items()
+    },
     "mean": lambda state: {name: 0.3 * t + 0.7 * t for name, t in state.items()},
 }
 """What takes the metadata from a state dict."""
