@@ -114,7 +114,8 @@ def _several(study: Plan, runs: Sequence[Result], target: Path) -> list[str]:
     for case, row in values.items():
         best = best_of(row.values())
         cells = {m: number(metric.name, value) for m, value in row.items()}
-        cells |= {m: f"**{cells[m]}**" for m, value in row.items() if value == best}
+        if len(models) > 1:
+            cells |= {m: f"**{cells[m]}**" for m, value in row.items() if value == best}
         rows.append([case, *(cells.get(m, "-") for m in models)])
     head = []
     if complete:
@@ -125,6 +126,8 @@ def _several(study: Plan, runs: Sequence[Result], target: Path) -> list[str]:
             [f"mean {metric.name}", *(number(metric.name, mean) for mean in means)],
             ["best or equal", *map(str, wins)],
         ]
+        if len(models) == 1:  # Ahead of nobody.
+            head = head[1:2]
     sizes = []
     for model in models:
         counts = [r["parameters"] for r in runs if r["model"] == model and r["finished"]]

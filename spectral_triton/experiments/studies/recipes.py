@@ -12,6 +12,7 @@ from typing import Any
 
 from spectral_triton.experiments import former_names
 from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.studies.archive import CLASSIFIERS, UCR_LENGTHS
 from spectral_triton.experiments.studies.deep_mlp import DeepMLPStudy
 from spectral_triton.experiments.studies.gradient_study import GradientStudy
 from spectral_triton.experiments.studies.plan import Case, Goal, Published, Recipe, Search
@@ -26,40 +27,6 @@ RATES = ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2})
 LOW_RATES: tuple[Mapping[str, Any], ...] = tuple({"lr": rate} for rate in (1e-5, 3e-5, 1e-4, 3e-4))
 SUMMING: Mapping[str, Any] = {"init": "identity", "nonlinearity": "relu"}
 TURNING: Mapping[str, Any] = {"init": "cayley", "nonlinearity": "leaky_relu"}
-
-UCR_LENGTHS = {
-    "Adiac": 176,
-    "ArrowHead": 251,
-    "Beef": 470,
-    "CBF": 128,
-    "Car": 577,
-    "Coffee": 286,
-    "ECG200": 96,
-    "ECGFiveDays": 136,
-    "Earthquakes": 512,
-    "FaceAll": 131,
-    "FaceFour": 350,
-    "FiftyWords": 270,
-    "Fish": 463,
-    "GunPoint": 150,
-    "Ham": 431,
-    "Herring": 512,
-    "ItalyPowerDemand": 24,
-    "Lightning2": 637,
-    "Lightning7": 319,
-    "Meat": 448,
-    "MedicalImages": 99,
-    "OSULeaf": 427,
-    "OliveOil": 570,
-    "Plane": 144,
-    "ShapeletSim": 500,
-    "SwedishLeaf": 128,
-    "SyntheticControl": 60,
-    "Trace": 275,
-    "TwoLeadECG": 82,
-    "Wine": 234,
-}
-"""Data sets of the archive and the number of values in each of their series."""
 
 
 def _adding(length: int, steps: int) -> Study:
@@ -245,6 +212,7 @@ def _archive_both_ways() -> Study:
         },
         common={"hidden_size": 32, "num_reflectors": (8, 8), "bidirectional": True, "lr": 1e-2},
         steps=750,
+        published=CLASSIFIERS,
         search=Search(steps=750, evaluations=1, folds=FOLDS),
     )
 

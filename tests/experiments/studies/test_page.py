@@ -108,6 +108,17 @@ def test_unfinished_runs_have_no_test_result(tiny_study, page, tmp_path, listene
     assert not re.search(r"\| lstm, seed 1", text[text.index("## Every run") :])
 
 
+def test_one_model_is_ahead_of_nobody(tiny_study, page):
+    cases = {"a": Case({"length": 4}, 4), "b": Case({"length": 5}, 5)}
+    recipes = {"lstm": tiny_study().recipes["lstm"]}
+    text, results, _ = page(tiny_study(cases=cases, recipes=recipes))
+    mean = fmean(result["test"]["mse"] for result in results)
+    assert cells(text, "mean mse") == ["mean mse", number("mse", mean)]
+    assert "mean rank" not in text
+    assert "best or equal" not in text
+    assert "**" not in text[: text.index("## ")]
+
+
 def test_search_log_marks_the_best_candidate(tiny_study, page):
     text, results, _ = page(tiny_study(), Selection(search=True))
     tried = {r["config"]["lr"]: r["validation"] for r in results if r["model"] == "lstm"}

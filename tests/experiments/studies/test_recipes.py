@@ -1,12 +1,11 @@
 import pytest
 
 from spectral_triton.experiments.errors import UsageError
-from spectral_triton.experiments.studies.recipes import REPRODUCTIONS, STUDIES, UCR_LENGTHS, find
+from spectral_triton.experiments.studies.recipes import REPRODUCTIONS, STUDIES, find
 from spectral_triton.experiments.studies.reproduction import Selection
 from spectral_triton.experiments.tasks.catalog import TASKS
 from spectral_triton.experiments.tasks.mnist import VALIDATION_SHARE
 from spectral_triton.experiments.tasks.networks import MODELS
-from spectral_triton.experiments.tasks.storage import read_intact
 from spectral_triton.experiments.tasks.task import batches_per_epoch
 from spectral_triton.experiments.training.model import build_model, count_parameters
 
@@ -84,10 +83,3 @@ def test_digit_steps_are_whole_epochs(name, epochs):
     for job in REPRODUCTIONS[name].jobs(Selection(seeds=[0])):
         settings = job.config.settings
         assert settings.steps == epochs * batches_per_epoch(samples, settings.batch_size)
-
-
-def test_series_lengths_are_those_of_the_archive(real_data):
-    text = read_intact(real_data.places("ucr")[0] / "MANIFEST.tsv").decode()
-    rows = [line.split("\t") for line in text.splitlines()]
-    name, length = rows[0].index("dataset"), rows[0].index("length")
-    assert {row[name]: int(row[length]) for row in rows[1:]} == UCR_LENGTHS
