@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.layers.convolution_norms import ConvolutionNorms
 from spectral_triton.models.replacement import copy_model
 from spectral_triton.parametrizations import known_singular_values, svd_blocks, svd_names
 from spectral_triton.runtime.computed_tensors import compute_tensors
@@ -39,8 +40,15 @@ def spectra(module: nn.Module) -> dict[str, Tensor]:
         {'0.weight': 2, '1.weight_hh_l0[0]': 4, '1.weight_hh_l0[1]': 4, '1.weight_hh_l0[2]': 4}
     """
     found: dict[str, Tensor] = {}
+    # Their kernels are divided: the layer knows the singular values of what it uses.
+    bounded: dict[nn.Module, Any] = {}
     for name, part in module.named_modules():
         compute_tensors(part)
+        if isinstance(part, ConvolutionNorms) and part.operator_bound is not None:
+            bounded[part.svd] = part
+        if part in bounded:
+            found |= _by_block(name, bounded[part].singular_values)
+            continue
         if isinstance(part, SVDWeight):
             found |= _by_block(name or "weight", part.singular_values)
             continue

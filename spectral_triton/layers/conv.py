@@ -39,6 +39,11 @@ class SVDConv1d(SVDConvolution):
         base: None, or "haar", see :class:`SVDWeight`.
         margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
+        operator_bound: None, or what the norm of the convolution as a linear map does not exceed,
+            for inputs of any size, whatever the optimizer does: the kernel is K min(1, bound / B),
+            B its certified :meth:`operator_norm_bound`. A kernel within the bound stays as it is.
+            Costs B at each call, in :func:`cached` once.
+
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.
         bias: Shape ``(out_channels,)``, or None.
@@ -93,6 +98,11 @@ class SVDConv2d(SVDConvolution):
         base: None, or "haar", see :class:`SVDWeight`.
         margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
 
+        operator_bound: None, or what the norm of the convolution as a linear map does not exceed,
+            for inputs of any size, whatever the optimizer does: the kernel is K min(1, bound / B),
+            B its certified :meth:`operator_norm_bound`. A kernel within the bound stays as it is.
+            Costs B at each call, in :func:`cached` once.
+
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.
         bias: Shape ``(out_channels,)``, or None.
@@ -146,6 +156,11 @@ class SVDConv3d(SVDConvolution):
         init: Start of U and V, as for :class:`SVDLinear`.
         base: None, or "haar", see :class:`SVDWeight`.
         margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
+
+        operator_bound: None, or what the norm of the convolution as a linear map does not exceed,
+            for inputs of any size, whatever the optimizer does: the kernel is K min(1, bound / B),
+            B its certified :meth:`operator_norm_bound`. A kernel within the bound stays as it is.
+            Costs B at each call, in :func:`cached` once.
 
     Attributes:
         svd: The :class:`SVDWeight` that owns the parameters of K.

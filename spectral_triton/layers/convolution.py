@@ -9,9 +9,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.layers.convolution_norms import ConvolutionNorms
+from spectral_triton.layers.convolution_norms import ConvolutionNorms, check_operator_bound
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
+    check_choice,
     check_flag,
     check_has_value,
     check_integer,
@@ -78,8 +79,10 @@ class SVDConvolution(ConvolutionNorms):
         init: str = "haar",
         base: str | None = None,
         margin: float | None = None,
+        operator_bound: float | None = None,
     ) -> None:
         super().__init__()
+        self.operator_bound = check_operator_bound(operator_bound)
         check_integer("in_channels", in_channels, 1)
         check_integer("out_channels", out_channels, 1)
         check_integer("groups", groups, 1)
@@ -156,6 +159,8 @@ class SVDConvolution(ConvolutionNorms):
             for name, default in defaults.items()
             if getattr(self, name) != default
         ]
+        if self.operator_bound is not None:
+            parts.append(f"operator_bound={self.operator_bound}")
         return ", ".join(parts + ([] if self.bias is not None else ["bias=False"]))
 
     def _assignable(self, name: str) -> SVDWeight | None:
@@ -165,6 +170,7 @@ class SVDConvolution(ConvolutionNorms):
         expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         if tuple(w.shape) != expected:
             raise ValueError(f"the kernel must have shape {expected}, got {tuple(w.shape)}")
+        self._check_operator_norm(w)
         return w.reshape(weight.shape)
 
     @property
@@ -176,7 +182,7 @@ class SVDConvolution(ConvolutionNorms):
         dense = self._kernel().to(self.svd.left.dtype)
         return self._handed_out(dense, self.svd, "weight")
 
-    def _kernel(self) -> Tensor:
+    def _kernel_of_factors(self) -> Tensor:
         inner = (self.in_channels // self.groups, *self.kernel_size)
         return self.svd.to_dense().reshape(self.out_channels, *inner)
 
@@ -184,13 +190,18 @@ class SVDConvolution(ConvolutionNorms):
     def singular_values(self) -> Tensor:
         """Those of the flattened kernel, ([groups,] p), unsorted, differentiable, float32 at least.
 
-        :meth:`operator_singular_values` has those of the convolution as a whole.
+        :meth:`operator_singular_values` has those of the convolution as a whole. With
+        ``operator_bound`` they are those of the kernel that is used, after its division.
         """
-        return self.svd.singular_values
+        sigma = self.svd.singular_values
+        return sigma if self.operator_bound is None else sigma * self._scale()
 
     @property
     def factors(self) -> HouseholderSVD:
-        """The flattened kernel as an operator on patches; batched where there are groups."""
+        """The flattened kernel as an operator on patches; batched where there are groups.
+
+        With ``operator_bound`` it is that before the division.
+        """
         return self.svd.factors
 
     def forward(self, input: Tensor) -> Tensor:
@@ -247,7 +258,12 @@ class SVDConvolution(ConvolutionNorms):
                 f"y must have shape ([B,] out_channels, {_SIZES[self.dimensions - 1]}) with "
                 f"out_channels = {self.out_channels}, got {tuple(y.shape)}"
             )
-        return self.svd.inverse(y.movedim(channel, -1), self.bias).movedim(-1, channel)
+        moved = y.movedim(channel, -1)
+        if self.operator_bound is None:
+            return self.svd.inverse(moved, self.bias).movedim(-1, channel)
+        wide = moved.to(full_precision(self.svd.left.dtype))
+        centered = wide if self.bias is None else wide - gathered(self.bias)
+        return (self.svd.inverse(centered) / self._scale()).movedim(-1, channel).to(y.dtype)
 
     def logabsdet(self, size: Sequence[int]) -> Tensor:
         r""":math:`\log|\det|` of the map of a whole image, the number of positions times that of W.
@@ -267,7 +283,10 @@ class SVDConvolution(ConvolutionNorms):
             )
         for number in size:
             check_integer("size", number, 0)
-        return self.factors.slogdet().logabsdet * math.prod(size)
+        logabsdet = self.factors.slogdet().logabsdet
+        if self.operator_bound is not None:
+            logabsdet = logabsdet + self.out_channels * self._scale().log()
+        return logabsdet * math.prod(size)
 
     def _check_pointwise(self, name: str) -> None:
         square = self.in_channels == self.out_channels and self.groups == 1
@@ -287,6 +306,7 @@ class SVDConvolution(ConvolutionNorms):
         spectrum: Spectrum | None = None,
         out_of_bounds: str = "raise",
         margin: float | None = None,
+        operator_bound: float | None = None,
     ) -> Convolution:
         """The layer that computes what a given convolution of torch does.
 
@@ -297,6 +317,7 @@ class SVDConvolution(ConvolutionNorms):
             out_of_bounds: "raise", or "clip" to move singular values into the bounds, with a
                 warning that says by how much the weight changed.
             margin: As above.
+            operator_bound: As above; a kernel beyond it raises, or is divided with "clip".
 
         Raises:
             TypeError: if ``conv`` is not a convolution of so many dimensions.
@@ -315,8 +336,11 @@ class SVDConvolution(ConvolutionNorms):
             spectrum=spectrum,
             margin=margin,
         )
-        dense = layer._as_matrix(conv.weight.detach(), layer.svd)
-        layer.svd.set_named_(dense, out_of_bounds, "weight")
+        check_choice("out_of_bounds", out_of_bounds, ("raise", "clip"))
+        layer.operator_bound = check_operator_bound(operator_bound)
+        if out_of_bounds == "raise":
+            layer._check_operator_norm(conv.weight.detach())
+        layer.svd.set_named_(conv.weight.detach().reshape(layer.svd.shape), out_of_bounds, "weight")
         if layer.bias is not None and conv.bias is not None:
             layer.bias.data.copy_(conv.bias.detach())
         return layer.train(conv.training)

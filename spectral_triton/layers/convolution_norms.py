@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +12,24 @@ from torch import Tensor
 from spectral_triton.layers.patches import bound_patches, count_patches
 from spectral_triton.layers.symbol import circular_singular_values, norm_bound
 from spectral_triton.runtime.cached import formed_once
-from spectral_triton.runtime.validation import check_choice, check_integer
+from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
 from spectral_triton.svd.assignment import AssignableWeights
+from spectral_triton.svd.bounds import OutOfBoundsError
 from spectral_triton.svd.weight import SVDWeight
+
+SLACK = 0.005
+"""How far two bounds of the same norm may be apart."""
+
+
+def check_operator_bound(operator_bound: float | None) -> float | None:
+    """None, or a positive finite number."""
+    if operator_bound is None:
+        return None
+    if isinstance(operator_bound, bool) or not isinstance(operator_bound, int | float):
+        raise TypeError(f"operator_bound must be a number or None, got {operator_bound!r}")
+    if not 0 < operator_bound < math.inf:
+        raise ValueError(f"operator_bound must be positive and finite, got {operator_bound}")
+    return float(operator_bound)
 
 
 class ConvolutionNorms(AssignableWeights):
@@ -28,14 +43,75 @@ class ConvolutionNorms(AssignableWeights):
     padding_mode: str
     svd: SVDWeight
     _pads: tuple[tuple[int, int], ...]
+    operator_bound: float | None = None
 
-    @property
-    def singular_values(self) -> Tensor:
-        """Those of the flattened kernel, ([groups,] p), unsorted, float32 at least."""
-        return self.svd.singular_values
+    def _kernel_of_factors(self) -> Tensor:
+        """The kernel in torch's shape, before it is divided."""
+        raise NotImplementedError
 
     def _kernel(self) -> Tensor:
-        raise NotImplementedError
+        """The kernel in torch's shape that the layer multiplies with."""
+        if self.operator_bound is None:
+            return self._kernel_of_factors()
+
+        def make() -> Tensor:
+            kernel = self._kernel_of_factors()
+            return kernel * self._scale(kernel)
+
+        return self._formed_once(f"kernel of norm {self.operator_bound}", make)
+
+    def _scale(self, kernel: Tensor | None = None) -> Tensor:
+        """What the kernel of the factors is multiplied by."""
+        if self.operator_bound is None:
+            return self.svd.signs.new_ones(())
+        norm = self._norm_bound(None, self._kernel_of_factors() if kernel is None else kernel)
+        info = torch.finfo(norm.dtype)
+        # Less what rounding of the singular values, of this quotient and of the product adds.
+        bound = self.operator_bound * (1 - 16 * info.eps)
+        return (bound / norm.clamp_min(info.tiny)).clamp(max=1.0)
+
+    def _norm_bound(self, sizes: tuple[int, ...] | None, kernel: Tensor) -> Tensor:
+        """Of the kernel of the factors."""
+        grouped = kernel.unflatten(0, (self.groups, -1))
+        settings = self.stride, self.dilation, self._pads, self.padding_mode
+        by_patches = self._bound_by_patches(sizes)
+        return torch.minimum(norm_bound(grouped, *settings, sizes), by_patches)
+
+    @torch.no_grad()
+    def _check_operator_norm(self, w: Tensor) -> None:
+        """A dense kernel that the layer is to have is not to be divided."""
+        if self.operator_bound is None or w.is_meta:
+            return
+        settings = self.stride, self.dilation, self._pads, self.padding_mode
+        grouped = w.to(full_precision(w.dtype)).unflatten(0, (self.groups, -1))
+        by_patches = torch.linalg.matrix_norm(grouped.flatten(2), 2).amax() * self._patches(None)
+        norm = float(torch.minimum(norm_bound(grouped, *settings), by_patches))
+        if norm > self.operator_bound * (1 + SLACK):
+            raise OutOfBoundsError(
+                f"the kernel's norm as an operator is up to {norm:.4g}, "
+                f"above operator_bound={self.operator_bound}"
+            )
+
+    def _bound_by_patches(self, sizes: tuple[int, ...] | None) -> Tensor:
+        return self.svd.singular_values.abs().amax() * self._patches(sizes)
+
+    def _patches(self, sizes: tuple[int, ...] | None) -> float:
+        """The root of how many patches an element takes part in."""
+        shape = list(zip(self.kernel_size, self.stride, self.dilation, self._pads, strict=True))
+        if sizes is None:
+            counts = [bound_patches(*settings, self.padding_mode) for settings in shape]
+        else:
+            counts = [
+                count_patches(size, *settings, self.padding_mode)
+                for size, settings in zip(sizes, shape, strict=True)
+            ]
+        return math.sqrt(math.prod(counts))
+
+    def _formed_once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        weight = self.svd
+        bases = weight.left_base, weight.right_base
+        made_of = weight.left, weight.raw_singular_values, weight.right, weight.signs, *bases
+        return formed_once(self, name, made_of, make, weight.spectrum)
 
     def operator_norm_bound(
         self, input_size: int | Sequence[int] | None = None, method: str = "fourier"
@@ -63,7 +139,8 @@ class ConvolutionNorms(AssignableWeights):
         :math:`c \le \lceil k g / s \rceil`, g = gcd(s, δ): a tap meets every s-th element, and taps
         s / g apart meet the same ones. With ``input_size`` the patches are counted.
 
-        "fourier" returns the smaller of both. Inside :func:`cached` it is computed once.
+        "fourier" returns the smaller of both. With ``operator_bound`` it is of the kernel that the
+        layer uses, so at most that bound. Inside :func:`cached` it is computed once.
 
         Args:
             input_size: Length, (height, width) or (depth, height, width) of the input; None for
@@ -92,27 +169,16 @@ class ConvolutionNorms(AssignableWeights):
             convolutional layers by Gram iteration. ICML 2023.
         """
         check_choice("method", method, ("fourier", "patches"))
-        shape = list(zip(self.kernel_size, self.stride, self.dilation, self._pads, strict=True))
         sizes = None if input_size is None else self._sizes(input_size)
-        if sizes is None:
-            counts = [bound_patches(*settings, self.padding_mode) for settings in shape]
-        else:
-            counts = [
-                count_patches(size, *settings, self.padding_mode)
-                for size, settings in zip(sizes, shape, strict=True)
-            ]
-        by_patches = self.singular_values.abs().amax() * math.sqrt(math.prod(counts))
         if method == "patches":
-            return by_patches
-        weight = self.svd
-        made_of = weight.left, weight.raw_singular_values, weight.right, weight.signs
+            return self._bound_by_patches(sizes) * self._scale()
 
         def make() -> Tensor:
-            settings = self.stride, self.dilation, self._pads, self.padding_mode
-            bound = norm_bound(self._kernel_of_groups(), *settings, sizes)
-            return torch.minimum(bound, by_patches)
+            kernel = self._kernel_of_factors()
+            bound = self._norm_bound(sizes, kernel)
+            return bound if self.operator_bound is None else bound * self._scale(kernel)
 
-        return formed_once(self, f"norm {sizes}", made_of, make, weight.spectrum)
+        return self._formed_once(f"norm {sizes}, {self.operator_bound}", make)
 
     def operator_singular_values(self, input_size: int | Sequence[int]) -> Tensor:
         r"""All singular values of the convolution as a linear map of inputs of one size.
@@ -147,7 +213,8 @@ class ConvolutionNorms(AssignableWeights):
             )
         for size in sizes:
             check_integer("input_size", size, 1)
-        return circular_singular_values(self._kernel_of_groups(), sizes, self.dilation)
+        grouped = self._kernel().unflatten(0, (self.groups, -1))
+        return circular_singular_values(grouped, sizes, self.dilation)
 
     def _sizes(self, input_size: int | Sequence[int]) -> tuple[int, ...]:
         one: Any = input_size
@@ -155,7 +222,3 @@ class ConvolutionNorms(AssignableWeights):
         if len(sizes) != self.dimensions:
             raise ValueError(f"input_size must have {self.dimensions} entries, got {input_size!r}")
         return sizes
-
-    def _kernel_of_groups(self) -> Tensor:
-        """The kernel as (groups, out, in, *taps), of one group."""
-        return self._kernel().unflatten(0, (self.groups, -1))

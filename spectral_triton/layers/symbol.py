@@ -29,7 +29,7 @@ from torch import Tensor
 
 from spectral_triton.layers.patches import bound_patches, count_patches
 from spectral_triton.layers.symbol_sample import TOLERANCE, largest_sample, squares_at
-from spectral_triton.runtime.validation import full_precision
+from spectral_triton.runtime.validation import full_precision, without_autocast
 
 POINTS = 10
 """Samples per D and dimension: 1 / cos(π / 20) = 1.012 in one dimension, 1.025 in two."""
@@ -125,8 +125,9 @@ def symbol_bound(kernel: Tensor, stride: Sequence[int], dilation: Sequence[int])
     # The squares of a tiny or huge kernel leave the range of numbers.
     scale = taps.detach().abs().amax().clamp_min(torch.finfo(dtype).tiny)
     taps = taps / scale
-    at = largest_sample(taps.detach(), points)
-    largest = squares_at(taps, at, points)
+    with without_autocast(kernel.device.type):
+        at = largest_sample(taps.detach(), points)
+        largest = squares_at(taps, at, points)
     if taps.shape[0] > 1 or math.prod(points) > 1:
         largest = largest * (1 + TOLERANCE)
     # A list, since compilers take no generator.
