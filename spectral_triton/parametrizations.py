@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spectral_triton.runtime.cached import formed_once
+from spectral_triton.runtime.onnx_export import evaluated, exports_to_onnx
 from spectral_triton.runtime.sharding import refuse_sharded
 from spectral_triton.runtime.validation import (
     check_choice,
@@ -329,6 +330,9 @@ class _SVD(SpectrumRecord):
         return weight.flatten(1).unflatten(0, (self.num_blocks, -1))
 
     def forward(self, left: Tensor, right: Tensor, raw: Tensor | None = None) -> Tensor:
+        if exports_to_onnx():
+            return evaluated(self, self._form, left, right, raw)
+
         def make() -> Tensor:
             return self._form(left, right, raw)
 

@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 # By CPU seconds: compilers, several processes, and the command line in processes of its own.
 SLOW = re.compile(
     r"kernels/test_(configuration|grid_recurrence)|distributed/|training/test_processes|test_cli"
-    r"|test_packaging|test_fuzz|opcheck|compile|inductor|programs_compute|without_triton"
+    r"|test_packaging|test_fuzz|test_onnx|of_the_graph|opcheck|compile|inductor|programs_compute|without_triton"
     r"|test_registered_op|backends_agree|kernels/|test_denormals|test_comparison|test_commands"
 )
 
@@ -75,6 +75,33 @@ def torchrun():
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+def onnx_program():
+    """Exports a model to ONNX: a function that runs it, with its nodes and size as attributes."""
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name)
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def export(model, arguments, dynamic_shapes, **options):
+        options = {"dynamo": True, "verbose": False, **options}
+        program = torch.onnx.export(
+            model.eval(), arguments, dynamic_shapes=dynamic_shapes, **options
+        )
+        session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+        names = [each.name for each in session.get_inputs()]
+
+        def run(*tensors):
+            given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+            return [torch.from_numpy(result) for result in session.run(None, given)]
+
+        graph = program.model.graph
+        run.nodes = [node.op_type for node in graph]
+        run.size = sum(each.const_value.size for each in graph.initializers.values())
+        return run
+
+    return export
 
 
 @pytest.fixture(autouse=True)

@@ -306,7 +306,9 @@ def test_signatures_are_those_of_torch():
         (spectral_triton.SpectralLSTM, shared.replace(" device", " proj_size device")),
         (spectral_triton.SpectralGRU, shared),
     ):
-        assert list(inspect.signature(own.forward).parameters) == ["self", "input", "hx"]
+        *arguments, lengths = inspect.signature(own.forward).parameters.values()
+        assert [argument.name for argument in arguments] == ["self", "input", "hx"]
+        assert lengths.kind is inspect.Parameter.KEYWORD_ONLY
         parameters = inspect.signature(own).parameters.values()
         positional = [p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD]
         assert positional == ["input_size", "hidden_size", *expected.split()]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from spectral_triton.recurrence import onnx_nodes
 from spectral_triton.recurrence.arguments import Arguments
 from spectral_triton.recurrence.folded_weight import fold, folds
 from spectral_triton.recurrence.nonlinearity import NONLINEARITIES, activation, check_nonlinearity
@@ -19,6 +20,7 @@ from spectral_triton.runtime.validation import (
     without_autocast,
 )
 from spectral_triton.svd.cached_svd import CachedSVD
+from spectral_triton.svd.constant_svd import ConstantSVD
 from spectral_triton.svd.operator import HouseholderSVD
 
 
@@ -94,11 +96,12 @@ def run(
     batch_sizes: Tensor | None,
     weight_ih: Tensor | None = None,
     bias_ih: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All states and the last ones, for (T, B, n) or the rows of a PackedSequence, unrounded.
 
     With ``weight_ih`` x is (T, B, features), or rows of features, and what enters a step is
-    weight_ih x_t + bias_ih.
+    weight_ih x_t + bias_ih. ``lengths``, of the sequences of a padded batch, are for ONNX alone.
     """
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     if len(factors.shape) != 2 or factors.shape[0] != factors.shape[1]:
@@ -123,13 +126,21 @@ def run(
         )
         r = factors.left.shape[-2] + factors.right.shape[-2]
         x, h0 = x.to(dtype), h0.to(dtype)
+        constant = isinstance(factors, ConstantSVD)
         kept = isinstance(factors, CachedSVD) and is_cached(*factors.sources)
-        if kept and batch_sizes is None and x.shape[0] == 1:
+        # Of a length that is not known yet it may not be asked.
+        one_step = isinstance(x.shape[0], int) and x.shape[0] == 1 and lengths is None
+        if (kept or constant) and batch_sizes is None and one_step:
             # For one step a loop over buffers is dearer to set up than to run.
             z = x[0] if weight_ih is None else linear(x[0], weight_ih, bias_ih)
             z = torch.addmm(z, h0, factors.to_dense().to(dtype).mT)
             h = activation(z, nonlinearity, negative_slope, bias)
             return h.unsqueeze(0), h.clone()
+        if constant:
+            w = factors.to_dense().to(dtype)
+            weights = weight_ih, bias_ih, w, bias
+            slope = float(negative_slope)
+            return onnx_nodes.rnn(x, h0, *weights, nonlinearity, slope, reverse, lengths)
         form = recurrence_form(x, n, r)
         folded = form == "folded" or (form is None and folds(n, r))
         if folded and not factors.has_base:

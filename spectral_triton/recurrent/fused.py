@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectral_triton.recurrent.layer import RecurrentLayer
+from spectral_triton.recurrent.onnx_stack import run_nodes
 from spectral_triton.recurrent.parameters import (
     BIASES,
     check_input_dtype,
@@ -17,6 +19,8 @@ from spectral_triton.recurrent.parameters import (
     result_dtype,
 )
 from spectral_triton.recurrent.state import Sequences
+from spectral_triton.runtime.computed_tensors import compute_tensors
+from spectral_triton.runtime.onnx_export import evaluated, exports_to_onnx
 from spectral_triton.runtime.validation import full_precision, without_autocast
 
 
@@ -30,16 +34,21 @@ def run_fused(
     """
     x = sequences.x
     check_input_dtype(x, layer.weight_ih_l0)
-    if sequences.packed is None and x.shape[0] == 0:
+    onnx = exports_to_onnx()
+    if sequences.packed is None and not onnx and x.shape[0] == 0:
         raise ValueError(f"input must have at least one step, got shape {tuple(x.shape)}")
     given = result_dtype(x)
     with without_autocast(x.device.type):
         factors = layer.svd_weight().left.dtype
         dtype = full_precision(x.dtype, layer.weight_ih_l0.dtype, factors)
+        hx = [state.to(dtype) for state in states]
+        if onnx:
+            weights = evaluated(layer, partial(_weight_values, layer, dtype))
+            made = run_nodes(layer, kind, x.to(dtype), hx, weights, sequences.lengths)
+            return tuple(result.to(given) for result in made)
         weights = _dense_weights(layer, dtype)
         if x.device.type == "cuda":
             weights = in_one_chunk(weights)
-        hx = [state.to(dtype) for state in states]
         options = (layer.bias, layer.num_layers, layer.dropout, layer.training)
         arguments = (
             kind,
@@ -96,6 +105,11 @@ def _dense_weights(layer: RecurrentLayer, dtype: torch.dtype) -> list[Tensor]:
         ordered = (plain.pop("weight_ih"), layer._dense(suffix), *plain.values())
         weights += [weight.to(dtype) for weight in ordered if weight is not None]
     return weights
+
+
+def _weight_values(layer: RecurrentLayer, dtype: torch.dtype) -> list[Tensor]:
+    compute_tensors(layer)
+    return _dense_weights(layer, dtype)
 
 
 def in_one_chunk(weights: Sequence[Tensor]) -> list[Tensor]:

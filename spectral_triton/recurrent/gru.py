@@ -10,7 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spectral_triton.recurrent.fused import run_fused
 from spectral_triton.recurrent.layer import RecurrentLayer
+from spectral_triton.recurrent.padded import run_padded
 from spectral_triton.recurrent.state import read_sequences
+from spectral_triton.runtime.onnx_export import exports_to_onnx
 from spectral_triton.spectra.spectrum import Spectrum
 
 
@@ -64,6 +66,7 @@ class SpectralGRU(RecurrentLayer):
         As ``torch.nn.GRU``: input (T, B, input_size), (B, T, input_size), (T, input_size) or a
         PackedSequence, and an optional ``h_0`` (num_layers * directions, B, n); returns the output
         of the last layer and ``h_n``.
+        With ``lengths`` (B,) of the sequences of a padded batch it is packed and padded again.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -110,10 +113,16 @@ class SpectralGRU(RecurrentLayer):
         self._add_all(device, dtype, num_reflectors, spectrum, init, base, margin)
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs all layers over all steps, as ``nn.GRU.forward``."""
-        sequences = read_sequences(input, self.input_size, self.batch_first)
+        if lengths is not None and not exports_to_onnx():
+            return run_padded(self, input, hx, lengths)
+        sequences = read_sequences(input, self.input_size, self.batch_first, lengths)
         h0 = sequences.state(hx, self.num_layers * self.num_directions, self.hidden_size)
         y, h_n = run_fused(self, "gru", sequences, (h0,))
         return sequences.output(y), sequences.last(h_n)

@@ -10,7 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from spectral_triton.recurrent.fused import run_fused
 from spectral_triton.recurrent.layer import RecurrentLayer
+from spectral_triton.recurrent.padded import run_padded
 from spectral_triton.recurrent.state import read_sequences
+from spectral_triton.runtime.onnx_export import exports_to_onnx
 from spectral_triton.runtime.validation import check_integer
 from spectral_triton.spectra.spectrum import Spectrum
 
@@ -79,6 +81,7 @@ class SpectralLSTM(RecurrentLayer):
         As ``torch.nn.LSTM``: input (T, B, input_size), (B, T, input_size), (T, input_size) or a
         PackedSequence, and an optional pair (h_0, c_0) of (num_layers * directions, B, n); returns
         the output of the last layer and the pair (h_n, c_n).
+        With ``lengths`` (B,) of the sequences of a padded batch it is packed and padded again.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -146,10 +149,16 @@ class SpectralLSTM(RecurrentLayer):
         return [*shown, f"proj_size={self.proj_size}"] if self.proj_size else shown
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs all layers over all steps, as ``nn.LSTM.forward``."""
-        sequences = read_sequences(input, self.input_size, self.batch_first)
+        if lengths is not None and not exports_to_onnx():
+            return run_padded(self, input, hx, lengths)
+        sequences = read_sequences(input, self.input_size, self.batch_first, lengths)
         h0, c0 = read_pair(hx)
         states = self.num_layers * self.num_directions
         h0 = sequences.state(h0, states, self._state_size, "h_0 of hx")

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from spectral_triton.recurrence.nonlinearity import check_nonlinearity
 from spectral_triton.recurrence.recurrence import run
 from spectral_triton.recurrent.layer import RecurrentLayer
+from spectral_triton.recurrent.padded import run_padded
 from spectral_triton.recurrent.parameters import (
     input_weights,
     modrelu_bias,
@@ -18,6 +19,7 @@ from spectral_triton.recurrent.parameters import (
     result_dtype,
 )
 from spectral_triton.recurrent.state import read_sequences
+from spectral_triton.runtime.onnx_export import exports_to_onnx
 from spectral_triton.spectra.spectrum import Spectrum
 
 
@@ -68,6 +70,7 @@ class SpectralRNN(RecurrentLayer):
         of the last layer and ``h_n``. Other than there, T may be 0, an ``h_0`` of another dtype is
         converted, and the output must not be changed in place before its backward pass, as that of
         ``nn.LSTM``. A program of ``torch.jit.trace`` is for the length it was traced with.
+        With ``lengths`` (B,) of the sequences of a padded batch it is packed and padded again.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -126,10 +129,16 @@ class SpectralRNN(RecurrentLayer):
         return ", ".join((head, *self._options_to_show()))
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs all layers over all steps, as ``nn.RNN.forward``."""
-        sequences = read_sequences(input, self.input_size, self.batch_first)
+        if lengths is not None and not exports_to_onnx():
+            return run_padded(self, input, hx, lengths)
+        sequences = read_sequences(input, self.input_size, self.batch_first, lengths)
         x, batch_sizes = sequences.x, sequences.batch_sizes
         h0 = sequences.state(hx, self.num_layers * self.num_directions, self.hidden_size)
         last = []
@@ -137,7 +146,8 @@ class SpectralRNN(RecurrentLayer):
             outputs = []
             for way in range(self.num_directions):
                 index = layer * self.num_directions + way
-                y, h = self._run(x, h0[index], self._suffixes()[index], bool(way), batch_sizes)
+                suffix, steps = self._suffixes()[index], (batch_sizes, sequences.lengths)
+                y, h = self._run(x, h0[index], suffix, bool(way), *steps)
                 outputs.append(y)
                 last.append(h)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -146,12 +156,18 @@ class SpectralRNN(RecurrentLayer):
         return sequences.output(x), sequences.last(torch.stack(last))
 
     def _run(
-        self, x: Tensor, h0: Tensor, suffix: str, reverse: bool, batch_sizes: Tensor | None
+        self,
+        x: Tensor,
+        h0: Tensor,
+        suffix: str,
+        reverse: bool,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         bias = modrelu_bias(self, suffix)
         options = (self.nonlinearity, self.negative_slope, bias, reverse, batch_sizes)
         weights = input_weights(self, suffix, x)
-        y, last = run(x, h0, self._svd_weight(suffix).factors, *options, *weights)
+        y, last = run(x, h0, self._svd_weight(suffix).factors, *options, *weights, lengths)
         return y.to(result_dtype(x)), last.to(result_dtype(x))
 
     @classmethod

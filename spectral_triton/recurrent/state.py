@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from spectral_triton.recurrent.padded import padded_batch
+from spectral_triton.runtime.onnx_export import exports_to_onnx
 from spectral_triton.runtime.validation import check_floating
 
 
 def check_input(input: Tensor | PackedSequence, input_size: int, batch_first: bool) -> Tensor:
     """The input as (T, B, features), or as the rows of a PackedSequence."""
     if isinstance(input, PackedSequence):
+        if exports_to_onnx():
+            raise TypeError(
+                "input must be a tensor, as ONNX has no packed sequences: give the padded batch, "
+                "and the lengths of its sequences as lengths"
+            )
         x = input.data
         expected = "a PackedSequence of features"
     else:
@@ -82,12 +89,14 @@ class Sequences:
         packed: The PackedSequence, if it was one.
         batched: False for the input of a single sequence, (T, features).
         batch_first: Whether a batch comes as (B, T, features).
+        lengths: Of the sequences of a padded batch, (B,), for an ONNX graph alone.
     """
 
     x: Tensor
     packed: PackedSequence | None
     batched: bool
     batch_first: bool
+    lengths: Tensor | None = None
 
     @property
     def batch_sizes(self) -> Tensor | None:
@@ -116,8 +125,16 @@ class Sequences:
         return states if self.batched else states.squeeze(1)
 
 
-def read_sequences(input: Tensor | PackedSequence, input_size: int, batch_first: bool) -> Sequences:
+def read_sequences(
+    input: Tensor | PackedSequence,
+    input_size: int,
+    batch_first: bool,
+    lengths: Tensor | None = None,
+) -> Sequences:
     """Checks the input of a layer and brings it into the form of :class:`Sequences`."""
+    if lengths is not None:
+        input, lengths = padded_batch(input, lengths, batch_first)
     packed = input if isinstance(input, PackedSequence) else None
     x = check_input(input, input_size, batch_first)
-    return Sequences(x, packed, isinstance(input, PackedSequence) or input.dim() == 3, batch_first)
+    batched = isinstance(input, PackedSequence) or input.dim() == 3
+    return Sequences(x, packed, batched, batch_first, lengths)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from spectral_triton.runtime.cached import formed_once, is_cached
 from spectral_triton.runtime.computed_tensors import compute_tensors
+from spectral_triton.runtime.onnx_export import evaluated, exports_to_onnx
 from spectral_triton.runtime.sharding import assign_, gathered
 from spectral_triton.runtime.validation import (
     check_choice,
@@ -24,6 +25,7 @@ from spectral_triton.spectra.record import SpectrumRecord, marked
 from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum, resolve_spectrum
 from spectral_triton.svd.cached_svd import CachedSVD
+from spectral_triton.svd.constant_svd import ConstantSVD
 from spectral_triton.svd.frozen_core import frozen_core
 from spectral_triton.svd.handed_out import forget, state_without, warn_of_writing
 from spectral_triton.svd.operator import HouseholderSVD
@@ -206,6 +208,8 @@ class SVDWeight(SpectrumRecord):
     @property
     def factors(self) -> HouseholderSVD:
         """W as an operator; outside :func:`cached` every access converts the raw σ̂ anew."""
+        if exports_to_onnx():
+            return evaluated(self, self._constant)
         # Most layers read the factors without a call.
         compute_tensors(self)
         warn_of_writing(self)
@@ -218,6 +222,10 @@ class SVDWeight(SpectrumRecord):
             return self._factors(functools.partial(CachedSVD, sources=given))
 
         return formed_once(self, "factors", given, make, self.spectrum)
+
+    def _constant(self) -> HouseholderSVD:
+        compute_tensors(self)
+        return self._factors(ConstantSVD)
 
     def _factors(self, make: Callable[..., HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
         # FSDP's mixed precision casts parameters, not buffers.
