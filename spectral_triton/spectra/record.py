@@ -39,7 +39,7 @@ class SpectrumRecord(nn.Module):
         self, state_dict: dict[str, Any], prefix: str, metadata: Mapping[str, Any], *args: Any
     ) -> None:
         saved, own = metadata.get("spectrum"), _described(self.spectrum)
-        signs = state_dict.get(f"{prefix}signs")
+        signs: Any = state_dict.get(f"{prefix}signs")
         readable = _is_readable(signs) and signs.shape == self.signs.shape
         if saved is not None:
             saved = None if saved == own else f"the spectrum {saved}"
@@ -63,8 +63,8 @@ class SpectrumRecord(nn.Module):
 def marked(signs: Tensor, spectrum: Spectrum | StackedSpectrum) -> Tensor:
     """``signs`` of shape (..., p) with magnitudes between 1 and 2 that tell the spectrum.
 
-    They follow from a hash of its class and numbers; of two spectra those of p = 1 are equal once
-    in 127 times, and once in 127^p in general.
+    They follow from a hash of its class and numbers: of two spectra they are the same with
+    probability 127^-p.
     """
     return signs.sign() * (1 + _marks(signs, spectrum) / STEPS).to(signs.device, signs.dtype)
 
