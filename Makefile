@@ -15,7 +15,7 @@ help:
 	@echo "make test-oldest  run them with the oldest PyTorch and Triton that are supported (a download of gigabytes)"
 	@echo "make test-newest  run them with the newest PyTorch that pip finds, and its Triton (gigabytes too)"
 	@echo "make test-compiled  run the kernels' tests on their compiled form, without a GPU (gigabytes; Python 3.12 or 3.13)"
-	@echo "make test-mutations  put faults into the kernels, one at a time, and see which tests notice"
+	@echo "make test-mutations  put faults into library and kernels, one at a time, and see which tests notice"
 	@echo "make lint         check style"
 	@echo "make types        check the types of the installed package"
 	@echo "make package      build wheel and sdist in dist"
@@ -70,7 +70,7 @@ test-compiled: $(COMPILED)/.installed
 
 # An hour on two cores; faults that the interpreter cannot see go to the compiled form.
 test-mutations: $(STAMP) $(COMPILED)/.installed
-	$(BIN)/python tests/mutations.py --jobs 2 --compiled $(COMPILED)/bin/python --report perf/reports/mutations.md
+	$(BIN)/python tests/mutations --jobs 2 --compiled $(COMPILED)/bin/python --report perf/reports/mutations.md
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
