@@ -82,14 +82,14 @@ def copy_package(folder: Path, fault: Fault | None) -> None:
         file.write_text(text.replace(fault.old, fault.new, 1), encoding="utf-8")
 
 
-def run_tests(command: list[str], tests: str, folder: Path) -> Verdict:
+def run_tests(command: list[str], tests: str, folder: Path, limit: int | None = LIMIT) -> Verdict:
     """Runs tests in a copy until one fails."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONSAFEPATH": "1"}
     arguments = [*command, "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
     try:
         run = subprocess.run(
-            arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT
+            arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit
         )
     except subprocess.TimeoutExpired:
         return Verdict(True, "no end")
@@ -102,13 +102,16 @@ def run_tests(command: list[str], tests: str, folder: Path) -> Verdict:
     return Verdict(run.returncode != 0, by)
 
 
-def require_passing(command: list[str], tests: str) -> None:
-    """RuntimeError unless the tests pass without a fault."""
+def require_passing(command: list[str], selections: list[str]) -> None:
+    """RuntimeError unless the tests pass without a fault; those of whole files in one run."""
+    chosen = [tests for tests in dict.fromkeys(selections) if " -k " in tests]
+    files = [file for tests in selections if " -k " not in tests for file in tests.split()]
     with tempfile.TemporaryDirectory() as name:
         copy_package(Path(name), None)
-        verdict = run_tests(command, tests, Path(name))
-    if verdict.noticed:
-        raise RuntimeError(f"{tests} fail without a fault: {verdict.by}")
+        for tests in [" ".join(dict.fromkeys(files)), *chosen]:
+            verdict = run_tests(command, tests, Path(name), limit=None) if tests else None
+            if verdict is not None and verdict.noticed:
+                raise RuntimeError(f"without a fault fails {verdict.by}")
 
 
 def judge(fault: Fault, suites: dict[str, list[str]]) -> dict[str, Verdict]:
@@ -126,13 +129,10 @@ def table(faults: list[Fault], suites: dict[str, list[str]], jobs: int) -> tuple
     """Lines of a table of all verdicts, printed as they come, and how many faults survive."""
     lines = [f"| fault | file | {' | '.join(suites)} |", f"|---|---|{'---|' * len(suites)}"]
     survivors = 0
-    first = next(iter(suites.values()))
+    require_passing(next(iter(suites.values())), [fault.tests for fault in faults])
     with ThreadPoolExecutor(jobs) as pool:
-        selections = dict.fromkeys(fault.tests for fault in faults)
-        list(pool.map(lambda tests: require_passing(first, tests), selections))
-        for fault, verdicts in zip(
-            faults, pool.map(lambda fault: judge(fault, suites), faults), strict=True
-        ):
+        judged = pool.map(lambda fault: judge(fault, suites), faults)
+        for fault, verdicts in zip(faults, judged, strict=True):
             survivors += not any(verdict.noticed for verdict in verdicts.values())
             asked = (verdicts.get(suite, Verdict(True, "not asked")) for suite in suites)
             cells = (verdict.by if verdict.noticed else "**no test**" for verdict in asked)
