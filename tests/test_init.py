@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spectral_triton import reference
+from spectral_triton import init, reference
 from spectral_triton.init import cayley_, haar_, henaff_, identity_, usual_length
 
 PAIRS = [identity_, henaff_, cayley_]
@@ -185,3 +185,29 @@ def test_bad_input_is_named():
         identity_(torch.empty(2, 3), torch.empty(4, 3))
     with pytest.raises(ValueError, match="batch"):
         henaff_(torch.empty(2, 2, 3), torch.empty(2, 3))
+
+
+def test_haar_takes_a_vector_to_its_head_without_cancellation(monkeypatch):
+    # H(v) turns the vector drawn onto the axis, on the side that differs least from it.
+    drawn = torch.tensor([[3.0, 1e-4, 2e-4], [-3.0, 1e-4, 2e-4]], dtype=torch.float32)[:, None]
+    monkeypatch.setattr(init, "_normal", lambda *_: drawn.clone())
+    v = haar_(torch.empty(2, 1, 3, dtype=torch.float32)).double()
+    wide = drawn.double()
+    axis = torch.tensor([1.0, 0.0, 0.0])
+    expected = wide.norm(dim=-1, keepdim=True) * axis
+    turned = torch.cat([reference.apply_reflectors(x, w) for x, w in zip(wide, v, strict=True)])
+    torch.testing.assert_close(turned, expected[:, 0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", [haar_, *PAIRS])
+def test_no_row_is_much_shorter_than_usual(start):
+    left, right = pair(5, 6, 6, 6, (200,))
+    if start is haar_:
+        haar_(left, generator=generator())
+        haar_(right, generator=generator())
+    else:
+        start(left, right, generator=generator())
+    for rows in (left, right):
+        length = rows.triu().norm(dim=-1)
+        # Half of what is usual, but for rounding; of zeros there may be some.
+        assert ((length == 0) | (length > 0.499 * usual_length(rows))).all()

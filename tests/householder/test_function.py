@@ -413,3 +413,16 @@ def test_forward_mode_of_a_gradient_of_x_alone(num_vectors):
     _, pull = torch.func.vjp(lambda x: HouseholderSVD(left, sigma, right).apply(x), x)
     _, tangent = torch.func.jvp(lambda g: pull(g)[0], (g,), (g,))
     close(tangent, g @ HouseholderSVD(left, sigma, right).to_dense())
+
+
+@pytest.mark.parametrize(("k", "n"), [(3, 5), (140, 200)])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_gradient_for_vectors_alone_is_the_product_the_other_way(k, n, transpose):
+    x, g = torch.randn(2, n, requires_grad=True), torch.randn(2, n, requires_grad=True)
+    v = torch.randn(k, n)
+    y = apply_reflectors(x, v, transpose=transpose)
+    expected = oracle(g, v, not transpose)
+    close(torch.autograd.grad(y, x, g, retain_graph=True)[0], expected.detach())
+    (grad_x,) = torch.autograd.grad(y, x, g, create_graph=True)
+    close(grad_x, expected)
+    close(torch.autograd.grad(grad_x.sum(), g)[0], oracle(torch.ones(2, n), v, transpose))

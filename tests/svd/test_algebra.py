@@ -1,6 +1,6 @@
 """Norms, powers and the polar form of a factored matrix, against torch.linalg of the dense one.
 
-Solving, inverses and determinants are in test_svd.py.
+Solving, inverses and determinants are in test_operator.py.
 """
 
 import pytest
@@ -207,3 +207,11 @@ def test_inverse_powers_under_vmap():
     x = torch.randn(5, 4, 3)
     expected = HouseholderSVD(left, sigma, right).apply_power(x, -2)
     close(torch.func.vmap(power)(left, sigma, x), expected)
+
+
+def test_pinv_has_derivatives_beside_a_zero_that_it_leaves_out():
+    w = factored(4, 4)
+    sigma = torch.tensor([2.0, 0.0, 0.5, 1.0], requires_grad=True)
+    inverse = HouseholderSVD(w.left, sigma, w.right, triangular=True).pinv()
+    inverse.singular_values.sum().backward()
+    close(sigma.grad, torch.tensor([-0.25, 0.0, -4.0, -1.0]))

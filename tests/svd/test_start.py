@@ -51,3 +51,16 @@ def test_blocks_start_as_one_matrix_does(init):
     assert (weight.left[0] != weight.left[1]).any()
     few = SVDWeight(6, 5, num_reflectors=(1, 2), **options).to_dense()
     torch.testing.assert_close(few.mT @ few, torch.eye(5).expand(3, 5, 5), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("init", INITIALIZERS)
+def test_no_reflector_begins_as_a_row_of_zeros(init):
+    """Such a row would be the identity for good: its gradient is zero."""
+    for size in (1, 2, 3):
+        weight = SVDWeight(size, size, init=init, num_blocks=20, spectrum=FixedSpectrum())
+        for rows in (weight.left, weight.right):
+            assert (rows.triu() != 0).any(-1).all()
+        w = weight.to_dense()
+        torch.testing.assert_close(w.mT @ w, torch.eye(size).expand(20, size, size))
+        if init == "identity":
+            torch.testing.assert_close(w, torch.eye(size).expand(20, size, size))
