@@ -140,14 +140,17 @@ def test_gradients_are_orthogonal_to_their_rows():
     close((grad_v * unit).sum(-1), torch.zeros(5))
 
 
-def test_rows_of_any_length_beside_a_zero_row():
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_rows_of_any_length_beside_a_zero_row(differentiated):
     """Lengths whose squares are out of range, or zero, are told from those that are not."""
     rows = torch.randn(4, 5, dtype=torch.float32)
     # Squares of 1e-22 are denormal: neither zero nor precise.
     for scale in (1e-30, 1e-22, 1e-15, 1, 1e15, 1e30):
         for zero in (False, True):
-            scaled = rows * torch.tensor([[1], [scale], [1], [0.0 if zero else 1]])
-            unit, factor = compact_wy.unit_rows(scaled)
+            factors = [[1], [scale], [1], [0.0 if zero else 1]]
+            scaled = rows * torch.tensor(factors, dtype=torch.float32)
+            with torch.set_grad_enabled(differentiated):
+                unit, factor = compact_wy.unit_rows(scaled)
             assert (unit.double().norm(dim=-1)[: 3 if zero else 4] - 1).abs().max() < 2.5e-7
             assert not zero or (unit[3] == 0).all()
             assert factor.isfinite().all()
