@@ -28,6 +28,7 @@ from spectral_triton import (
     apply_reflectors,
     convert,
     init,
+    lipschitz_constant,
     parametrizations,
 )
 from spectral_triton.svd.bounds import WeightChangedWarning
@@ -116,6 +117,21 @@ def test_input_of_another_precision_is_one_kind_of_error(name):
     layer = make(dtype=torch.float32)
     with pytest.raises(TypeError, match=r"input must have the dtype .*float32.*got torch.float64"):
         layer(torch.randn(shape, dtype=torch.float64))
+
+
+@each_layer
+@pytest.mark.parametrize(("own", "given"), [("cpu", "meta"), ("meta", "cpu")])
+def test_input_on_another_device_is_one_kind_of_error(name, own, given):
+    make, shape, _ = LAYERS[name]
+    with pytest.raises(ValueError, match=f"input must be on the device of .*{own}, got {given}"):
+        make(device=own)(torch.randn(shape, device=given))
+
+
+@each_layer
+def test_sparse_input_is_one_kind_of_error(name):
+    make, shape, _ = LAYERS[name]
+    with pytest.raises(TypeError, match=r"input must be a dense tensor, .*input\.to_dense\(\)"):
+        make()(torch.randn(shape).to_sparse())
 
 
 @each_layer
@@ -379,6 +395,32 @@ MISTAKES = [
         "buffer of Sequential, got 'weight'; it has none of its own, see its submodules",
     ),
     (lambda: parametrizations.svd(nn.LazyLinear(3)), ValueError, "LazyLinear is lazy and has no"),
+    (
+        lambda: setattr(SVDLinear(4, 4), "weight", torch.eye(4, device="meta")),
+        ValueError,
+        "cannot set weight: w must have values",
+    ),
+    (
+        lambda: setattr(SVDLinear(4, 4), "weight", torch.eye(4).to_sparse()),
+        TypeError,
+        r"w must be a dense tensor, got layout torch.sparse_coo; w\.to_dense\(\) makes it one",
+    ),
+    (
+        lambda: apply_reflectors(torch.ones(4), torch.ones(2, 4, device="meta")),
+        ValueError,
+        "reflectors must be on the device of x, cpu, got meta",
+    ),
+    (
+        lambda: square().apply(torch.ones(4, device="meta")),
+        ValueError,
+        "x must be on the device of the factors, cpu, got meta",
+    ),
+    (
+        lambda: lipschitz_constant(SVDLinear(4, 4), known={"ReLU": 1}),
+        TypeError,
+        "known must be a dict by types of modules",
+    ),
+    (lambda: lipschitz_constant(SVDLinear(4, 4), known=1), TypeError, "known must be a dict"),
     (lambda: parametrizations.remove_svd("x"), TypeError, "module must be a torch.nn.Module"),
     (
         lambda: parametrizations.remove_svd(SVDLinear(3, 3)),

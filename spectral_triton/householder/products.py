@@ -16,6 +16,7 @@ from spectral_triton.householder.prepared import prepare, prepare_product
 from spectral_triton.runtime.forward_mode import functions_serve
 from spectral_triton.runtime.validation import (
     broadcast_batch,
+    check_device,
     check_flag,
     check_floating,
     full_precision,
@@ -89,6 +90,7 @@ def apply_reflectors(
     check_flag("transpose", transpose)
     check_flag("triangular", triangular)
     _check_reflectors(reflectors)
+    check_device("reflectors", reflectors, x.device, "x")
     n = reflectors.shape[-1]
     if x.dim() == 0 or x.shape[-1] != n:
         raise ValueError(

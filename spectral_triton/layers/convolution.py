@@ -13,6 +13,7 @@ from spectral_triton.layers.convolution_norms import ConvolutionNorms, check_ope
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     check_choice,
+    check_device,
     check_flag,
     check_has_value,
     check_integer,
@@ -207,6 +208,7 @@ class SVDConvolution(ConvolutionNorms):
     def forward(self, input: Tensor) -> Tensor:
         """([B,] in_channels, ...) -> ([B,] out_channels, ...), in the dtype of the input."""
         check_precision("input", input, full_precision(self.svd.left.dtype))
+        check_device("input", input, self.svd.left.device, "the layer")
         d = self.dimensions
         if input.dim() not in (d + 1, d + 2) or input.shape[-d - 1] != self.in_channels:
             raise ValueError(

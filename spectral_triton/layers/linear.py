@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
+    check_device,
     check_flag,
     check_has_value,
     check_integer,
@@ -118,6 +119,7 @@ class SVDLinear(AssignableWeights):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), in the dtype of the input."""
         check_precision("input", input, full_precision(self.svd.left.dtype))
+        check_device("input", input, self.svd.left.device, "the layer")
         if input.dim() < 1 or input.shape[-1] != self.in_features:
             raise ValueError(
                 f"input must have shape (..., in_features) with in_features = {self.in_features}, "

@@ -67,6 +67,12 @@ def lipschitz_constant(module: nn.Module, *, known: Known | None = None) -> Tens
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     for part in module.modules():
         compute_tensors(part)
+    if known is not None and not (
+        isinstance(known, Mapping) and all(isinstance(kind, type) for kind in known)
+    ):
+        raise TypeError(
+            f"known must be a dict by types of modules, such as {{nn.GLU: 1.0}}, got {known!r}"
+        )
     return torch.as_tensor(_constant(module, "", known or {}))
 
 

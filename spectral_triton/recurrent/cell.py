@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from spectral_triton.recurrent.module import RecurrentModule
 from spectral_triton.recurrent.parameters import (
     BIASES,
-    check_input_dtype,
+    check_input,
     plain_tensor,
 )
 from spectral_triton.recurrent.state import initial_state
@@ -83,7 +83,7 @@ class RecurrentCell(RecurrentModule):
 
         In float32 at least, the dtype of the factors where that is wider.
         """
-        check_input_dtype(x, self.weight_ih)
+        check_input(x, self.weight_ih)
         with without_autocast(x.device.type):
             dtype = self._dtype(x)
             biases = [plain_tensor(self, name) for name in BIASES]
@@ -118,7 +118,7 @@ class RecurrentCell(RecurrentModule):
 
     def _next(self, function: str, x: Tensor, *states: Tensor) -> Any:
         """What torch's function for one step returns, with the dense W_hh."""
-        check_input_dtype(x, self.weight_ih)
+        check_input(x, self.weight_ih)
         with without_autocast(x.device.type):
             dtype = self._dtype(x)
             weights = self.weight_ih, self._dense(""), *(plain_tensor(self, b) for b in BIASES)

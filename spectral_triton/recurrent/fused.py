@@ -14,7 +14,7 @@ from spectral_triton.recurrent.layer import RecurrentLayer
 from spectral_triton.recurrent.onnx_stack import run_nodes
 from spectral_triton.recurrent.parameters import (
     BIASES,
-    check_input_dtype,
+    check_input,
     plain_tensor,
     result_dtype,
 )
@@ -33,7 +33,7 @@ def run_fused(
     have the dtype of the input, or that of autocast where it applies.
     """
     x = sequences.x
-    check_input_dtype(x, layer.weight_ih_l0)
+    check_input(x, layer.weight_ih_l0)
     onnx = exports_to_onnx()
     if sequences.packed is None and not onnx and x.shape[0] == 0:
         raise ValueError(f"input must have at least one step, got shape {tuple(x.shape)}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.runtime.validation import autocast_is_on
+from spectral_triton.runtime.validation import autocast_is_on, check_device
 from spectral_triton.svd.weight import SVDWeight
 
 BIASES = ("bias_ih", "bias_hh")
@@ -57,13 +57,14 @@ def plain_tensor(module: nn.Module, name: str) -> Tensor | None:
 def input_weights(module: nn.Module, suffix: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """W_ih and b_ih + b_hh, for an input of their dtype."""
     weight: Tensor = getattr(module, f"weight_ih{suffix}")
-    check_input_dtype(x, weight)
+    check_input(x, weight)
     first, second = (plain_tensor(module, f"{name}{suffix}") for name in BIASES)
     return weight, None if first is None or second is None else first + second
 
 
-def check_input_dtype(x: Tensor, weight: Tensor) -> None:
-    """Raises unless input and weights have one dtype; autocast may mix them."""
+def check_input(x: Tensor, weight: Tensor) -> None:
+    """Raises unless input and weights have one device, and one dtype, which autocast may mix."""
+    check_device("input", x, weight.device, "the weights")
     if x.dtype != weight.dtype and not autocast_is_on(x.device.type):
         raise TypeError(f"input must have the dtype of the weights, {weight.dtype}, got {x.dtype}")
 

@@ -23,6 +23,11 @@ def check_floating(name: str, tensor: Tensor) -> None:
             f"{name} must be a real floating-point tensor, got dtype {tensor.dtype}; "
             f"convert it first, for example with {name}.float()"
         )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor, got layout {tensor.layout}; {name}.to_dense() "
+            "makes it one"
+        )
 
 
 def check_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
@@ -33,6 +38,16 @@ def check_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
             f"{name} must have the dtype of the factors, {dtype}, or half precision, got "
             f"{tensor.dtype}; {name}.to({dtype}) or layer.to({tensor.dtype}) makes them one"
         )
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device, whose: str) -> None:
+    """Raises ValueError unless a tensor is on the device of the others.
+
+    Mixed with a tensor on the meta device, which has no values, some operations would return
+    memory that was never written.
+    """
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on the device of {whose}, {device}, got {tensor.device}")
 
 
 def full_precision(*dtypes: torch.dtype) -> torch.dtype:

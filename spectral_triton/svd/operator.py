@@ -22,6 +22,7 @@ from spectral_triton.runtime.forward_mode import functions_serve
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     broadcast_batch,
+    check_device,
     check_factors,
     check_precision,
     full_precision,
@@ -302,6 +303,7 @@ class HouseholderSVD(LowRankAlgebra):
     def _vectors(self, x: Tensor, name: str = "x") -> tuple[Tensor, torch.Size]:
         """x as rows (..., B, n), and the batch dimensions of a product with them."""
         check_precision(name, x, self.dtype)
+        check_device(name, x, self.device, "the factors")
         n = self.right.shape[-1]
         if x.dim() < 1 or x.shape[-1] != n:
             raise ValueError(

@@ -379,7 +379,7 @@ class SVDWeight(SpectrumRecord):
             raise ValueError(f"w must have shape {self.shape}, got {tuple(w.shape)}")
         found = parameters_from_dense(
             # On the meta device, for load_state_dict(assign=True), it stays where it is.
-            w if self.left.is_meta else w.to(self.left.device),
+            w if self.left.is_meta or w.is_meta else w.to(self.left.device),
             self.spectrum,
             self.num_reflectors,
             out_of_bounds,
