@@ -169,7 +169,11 @@ def test_compiles_to_the_same():
         (lambda: SVDConv2d(3, 4, 3, bias="no"), TypeError, "bias must be True or False, got 'no'"),
         (lambda: SVDConv1d(3, 4, 1, padding_mode="mirror"), ValueError, "padding_mode"),
         (lambda: SVDConv2d(3, 4, 2, stride=2, padding="same"), ValueError, "same"),
-        (lambda: SVDConv2d(3, 4, 1, num_reflectors=4), ValueError, "num_reflectors .* 3, got 4"),
+        (
+            lambda: SVDConv2d(3, 4, 1, num_reflectors=4),
+            ValueError,
+            "num_reflectors .* = 3 .* got 4",
+        ),
         (lambda: SVDConv2d(3, 4, 1, spectrum=1), TypeError, "spectrum must be a Spectrum"),
         (lambda: SVDConv1d(3, 4, 1)(torch.ones(2, 4, 5)), ValueError, r"in_channels = 3, got \(2,"),
         (lambda: SVDConv2d(3, 4, 1)(torch.ones(3, 5)), ValueError, r"in_channels, H, W\)"),

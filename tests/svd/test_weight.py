@@ -281,7 +281,7 @@ def test_negative_bounds_take_a_matrix_by_the_other_sign():
         (lambda: SVDWeight(0, 3), ValueError, "out_features must be at least 1, got 0"),
         (lambda: SVDWeight(3, -1), ValueError, "in_features must be at least 1, got -1"),
         (lambda: SVDWeight(3.0, 3), TypeError, r"out_features must be an int, got 3\.0"),
-        (lambda: SVDWeight(3, 5, num_reflectors=4), ValueError, "num_reflectors .* 3, got 4"),
+        (lambda: SVDWeight(3, 5, num_reflectors=4), ValueError, "num_reflectors .* = 3 .* got 4"),
         (lambda: SVDWeight(3, 5, num_reflectors=-1), ValueError, "num_reflectors .* got -1"),
         (lambda: SVDWeight(3, 3, spectrum=0.1), TypeError, r"spectrum must be .* got 0\.1"),
         (lambda: SVDWeight(3, 3, dtype=torch.complex64), TypeError, r"dtype must be .*complex64"),
