@@ -6,6 +6,7 @@ import importlib.util
 
 import typer
 
+from spectral_triton.experiments.errors import UsageError
 from spectral_triton.experiments.former_names import current_task
 
 EXTRA = "pip install 'spectral-triton[experiments]'"
@@ -27,7 +28,7 @@ def listed(values: list[str]) -> list[str]:
     names = [name.strip() for value in values for name in value.split(",")]
     for name in names:
         if names.count(name) > 1:
-            raise typer.BadParameter(f"{name!r} is given twice")
+            raise UsageError(f"{name!r} is given twice")
     return names
 
 
@@ -36,7 +37,7 @@ def whole_numbers(values: list[str], option: str = "--seed") -> list[int]:
     seeds = listed(values)
     for seed in seeds:
         if not seed.isdecimal() or int(seed) >= 2**63:
-            raise typer.BadParameter(f"{option} takes whole numbers from 0, not {seed!r}")
+            raise UsageError(f"{option} takes whole numbers from 0, not {seed!r}")
     return [int(seed) for seed in seeds]
 
 
@@ -46,7 +47,7 @@ def reflector_counts(text: str) -> tuple[int, int] | None:
         return None
     parts = text.split(",")
     if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise typer.BadParameter(f"--num-reflectors takes K, LEFT,RIGHT or full, not {text!r}")
+        raise UsageError(f"--num-reflectors takes K, LEFT,RIGHT or full, not {text!r}")
     return int(parts[0]), int(parts[-1])
 
 

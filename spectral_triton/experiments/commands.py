@@ -19,6 +19,7 @@ from spectral_triton.experiments.arguments import (
     whole_numbers,
 )
 from spectral_triton.experiments.reproduce_command import reproduce
+from spectral_triton.experiments.train_help import TrainCommand
 
 if TYPE_CHECKING:
     from spectral_triton.experiments.training.config import RunConfig
@@ -27,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 app.command()(reproduce)
 
@@ -64,7 +66,7 @@ def print_backend_report() -> None:
     print(spectral_triton.backend_info())
 
 
-@app.command()
+@app.command(cls=TrainCommand)
 def train(
     task: Annotated[
         str,
@@ -73,7 +75,7 @@ def train(
         ),
     ],
     dataset: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Data set of ucr, such as CBF.")
+        str | None, typer.Argument(metavar="NAME", help="Data set of ucr, such as CBF.")
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -82,7 +84,7 @@ def train(
             "-m",
             help="spectral, orthogonal, rnn, irnn, lstm, gru, spectral-lstm or spectral-gru; "
             "several are compared: repeat the option or separate them by commas.",
-            show_default="spectral; with --resume those in the folder",
+            show_default="spectral, or with --resume those in the folder",
         ),
     ] = None,
     seed: Annotated[
@@ -90,7 +92,7 @@ def train(
         typer.Option("--seed", help="One or several, like --model.", show_default="0"),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(help="adding, copying: steps to remember over. (default 200)")
+        int | None, typer.Option(help="adding, copying: steps to remember over.")
     ] = None,
     rows: Annotated[
         bool | None, typer.Option("--rows", help="sequential-mnist: 28 steps of one row.")
@@ -103,13 +105,13 @@ def train(
         ),
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="ptb: words that gradients flow through. (default 35)")
+        int | None, typer.Option(help="ptb: words that gradients flow through.")
     ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option(
             "--normalize/--no-normalize",
-            help="ucr: mean 0, variance 1 for each series. (default normalize)",
+            help="ucr: mean 0, variance 1 for each series.",
         ),
     ] = None,
     mask: Annotated[
@@ -203,7 +205,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the runs. (default runs/TASK-TIME)"),
+        typer.Option("--output", "-o", help="Folder of the runs.", show_default="runs/TASK-TIME"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the runs in --output where they stopped.")
@@ -211,8 +213,8 @@ def train(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with mnist, ptb, ucr. (default $SPECTRAL_TRITON_DATA, else the user's "
-            "cache)"
+            help="Folder with mnist, ptb, ucr.",
+            show_default="$SPECTRAL_TRITON_DATA, else the user's cache",
         ),
     ] = None,
     download: Annotated[
@@ -225,11 +227,12 @@ def train(
 ) -> None:
     """Train one or several models on TASK, and draw what happened.
 
-    Settings that are not given are those of the task. Under torchrun the processes share each
-    batch: torchrun --nproc_per_node=2 -m spectral_triton train TASK.
+    What is not given depends on the task and the model: spectral-triton train TASK --help shows
+    it. Under torchrun the processes share each batch: torchrun --nproc_per_node=2 -m
+    spectral_triton train TASK.
     """
     require_packages()
-    from spectral_triton.experiments.errors import ExperimentError, failed_file
+    from spectral_triton.experiments.errors import ExperimentError, UsageError, failed_file
 
     options = _given(
         length=length,
@@ -268,13 +271,13 @@ def train(
         models = listed(model) if model else None
         seeds = whole_numbers(seed) if seed else None
         if resume and output is None:
-            raise typer.BadParameter("--resume needs the --output of the runs to continue")
+            raise UsageError("--resume needs the --output of the runs to continue")
         kept = _kept(output, task) if resume and output is not None else {}
         configs = _configs(task, models, seeds, options, overrides, hardware, kept)
         if output is None:
             output = _default_output(task, dataset)
         if mirror is not None and not download:
-            raise typer.BadParameter("--mirror is of no use without --download")
+            raise UsageError("--mirror is of no use without --download")
         _run(configs, output, data_dir, download, mirror, resume=resume, quiet=quiet)
     except ExperimentError as error:
         _fail(error, output)
@@ -325,6 +328,7 @@ def _configs(
     kept: dict[tuple[str, int], dict[str, Any]],
 ) -> list[RunConfig]:
     """What to run; ``kept`` are configurations in the folder, and supply what was not given."""
+    from spectral_triton.experiments.errors import UsageError, option
     from spectral_triton.experiments.tasks.networks import SETTINGS_OF_SOME
     from spectral_triton.experiments.training.config import continued_config, make_config
 
@@ -333,8 +337,9 @@ def _configs(
     runs = [(model, seed) for seed in seeds or there or [0] for model in models]
     for name, users in SETTINGS_OF_SOME.items():
         if name in overrides and not set(models) & set(users):
-            raise typer.BadParameter(
-                f"{name} has no meaning for {', '.join(models)}, only for {', '.join(users)}"
+            raise UsageError(
+                f"{option(name)} has no meaning for {', '.join(models)}, "
+                f"only for {', '.join(users)}"
             )
     return [
         continued_config(kept[model, seed], options, overrides, hardware)

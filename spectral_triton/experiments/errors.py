@@ -32,6 +32,16 @@ class TrainingStopped(ExperimentError):
         self.reason = reason
 
 
+def option(name: str) -> str:
+    """The option of the command line that sets a setting.
+
+    Example:
+        >>> option("hidden_size")
+        '--hidden-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
 def failed_file(error: OSError) -> ExperimentError:
     """What the system said about a file, in one line."""
     name = f"{error.filename}: " if error.filename is not None else ""

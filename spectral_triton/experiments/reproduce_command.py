@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
 def reproduce(
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[NAME|all]", help="Which experiment; without it, the list of them."
-        ),
+        typer.Argument(metavar="NAME|all", help="Which experiment; without it, the list of them."),
     ] = None,
     models: Annotated[
         list[str] | None,
@@ -56,7 +55,7 @@ def reproduce(
     Given several times at once, it passes over the runs that another process is at.
     """
     from spectral_triton.experiments.arguments import listed, require_packages, whole_numbers
-    from spectral_triton.experiments.errors import ExperimentError, UsageError
+    from spectral_triton.experiments.errors import ExperimentError, UsageError, failed_file
     from spectral_triton.experiments.studies.recipes import find
     from spectral_triton.experiments.studies.reproduction import Selection
 
@@ -64,31 +63,35 @@ def reproduce(
     from rich.console import Console
 
     console = Console()
-    selection = Selection(
-        models=listed(models) if models else None,
-        seeds=whole_numbers(seeds, "--seeds") if seeds else None,
-        cases=listed(cases) if cases else None,
-        device=device,
-        threads=threads,
-        search=search,
-    )
     try:
+        selection = Selection(
+            models=listed(models) if models else None,
+            seeds=whole_numbers(seeds, "--seeds") if seeds else None,
+            cases=listed(cases) if cases else None,
+            device=device,
+            threads=threads,
+            search=search,
+        )
         chosen = find(name or "all")
+        if name is None:
+            console.print(_list(chosen, selection))
+            return
         if not page_only:
             console.print(_budget(chosen, selection))
-        if name is None or dry_run:
+        if dry_run:
             return
         for option, folder in (("--output", output), ("--publish", publish)):
             if folder is not None and folder.exists() and not folder.is_dir():
                 raise UsageError(f"{option} {folder} is not a folder")
         failures = [] if page_only else _run(chosen, selection, output, data_dir, console, quiet)
-        if page_only and not any((output / experiment.name).is_dir() for experiment in chosen):
-            raise UsageError(f"--page-only: nothing was run in {output}")
-        for reproduction in chosen:
-            if page_only and len(chosen) > 1 and not (output / reproduction.name).is_dir():
-                continue
+        shown = [r for r in chosen if not page_only or _was_run(output / r.name)]
+        if not shown:
+            places = ", ".join(str(output / reproduction.name) for reproduction in chosen[:3])
+            raise UsageError(f"--page-only: no run in {places}{', ...' if chosen[3:] else ''}")
+        for reproduction in shown:
             _write(reproduction, output, publish, console)
-    except ExperimentError as error:
+    except (ExperimentError, OSError) as failed:
+        error = failed_file(failed) if isinstance(failed, OSError) else failed
         typer.echo(f"Error: {error}" if error.exit_code != 130 else f"\n{error}", err=True)
         if error.exit_code == 130:
             typer.echo("Repeat the command to continue.", err=True)
@@ -97,6 +100,40 @@ def reproduce(
         typer.echo(f"Error: {failure}", err=True)
     if failures:
         raise typer.Exit(1)
+
+
+def _was_run(folder: Path) -> bool:
+    """Whether runs have left anything there: more than an empty folder, a page or notes."""
+    return any(
+        path.is_file() and path.suffix in (".json", ".jsonl") and path.stat().st_size
+        for path in folder.rglob("*")
+    )
+
+
+def _list(chosen: list[Reproduction], selection: Selection) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("experiment", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("runs", justify="right", no_wrap=True)
+    table.add_column("hours", justify="right", no_wrap=True)
+    total = 0.0
+    for reproduction in chosen:
+        lines = reproduction.budget(selection)
+        hours = sum(line.minutes for line in lines) / 60
+        runs = sum(line.runs for line in lines)
+        table.add_row(reproduction.name, reproduction.title, f"{runs}", f"{hours:,.1f}")
+        total += hours
+    table.add_section()
+    table.add_row("all", "all of these, one after another", "", f"{total:,.1f}")
+    table.caption = (
+        "Hours on one CPU core. Run one: spectral-triton reproduce NAME; "
+        "with --dry-run, what each model costs."
+    )
+    table.caption_justify = "left"
+    return table
 
 
 def _budget(chosen: list[Reproduction], selection: Selection) -> Table:
@@ -153,8 +190,24 @@ def _run(
 def _write(
     reproduction: Reproduction, output: Path, publish: Path | None, console: Console
 ) -> None:
+    from rich.markdown import Markdown
+
     source = output / reproduction.name
-    for target in (source, *([publish / reproduction.name] if publish is not None else [])):
+    targets = [source, *([publish / reproduction.name] if publish is not None else [])]
+    for target in targets:
         target.mkdir(parents=True, exist_ok=True)
         reproduction.write_page(source, target)
+    page = source / "README.md"
+    console.print(Markdown(results_of_page(page.read_text(encoding="utf-8"))))
+    for target in targets:
         console.print(f"Page: {target / 'README.md'}", soft_wrap=True, highlight=False)
+
+
+def results_of_page(text: str) -> str:
+    """The title of a page and the tables of its first part, as they are read in a terminal."""
+    title, _, rest = text.partition("\n")
+    first = rest.lstrip().split("\n## ")[0] if not rest.lstrip().startswith("## ") else rest
+    tables = re.findall(r"(?:^\|.*\n?)+", first, re.MULTILINE)
+    shown = "\n".join(tables) if tables else "No run is finished yet."
+    shown = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", shown)
+    return f"**{title.lstrip('# ')}**\n\n{shown}"

@@ -164,8 +164,23 @@ class BackendInfo:
     devices: dict[str, str]
     kernels: dict[str, str]
 
+    @property
+    def summary(self) -> str:
+        """What all of it comes to, in a sentence or two."""
+        gpus = [state for name, state in self.devices.items() if name != "cpu"]
+        if any(state.endswith(": kernels run") for state in gpus):
+            return "Triton kernels run on the GPU wherever one serves the call, else PyTorch."
+        if gpus:
+            return "Everything runs in PyTorch. The kernels do not run: see the devices below."
+        if self.interpreted:
+            return "Everything runs in PyTorch on the CPU; kernels are interpreted where forced."
+        return (
+            "Everything runs in PyTorch on the CPU. Nothing is missing: the kernels are for "
+            "NVIDIA and AMD GPUs."
+        )
+
     def __str__(self) -> str:
-        lines = [f"spectral_triton  {self.spectral_triton}"]
+        lines = [self.summary, f"spectral_triton  {self.spectral_triton}"]
         lines += [f"torch   {self.torch}", f"triton  {self.triton}"]
         lines += [f"interpreter  {'on (TRITON_INTERPRET=1)' if self.interpreted else 'off'}"]
         lines += [f"forced by use_backend  {self.forced or 'nothing'}", "devices"]

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -68,10 +69,25 @@ def test_forcing_is_private_to_a_thread():
     assert seen == [None]
 
 
-def test_report_begins_with_versions():
+def test_report_begins_with_what_runs_and_versions():
     lines = str(backend_info()).splitlines()
-    assert lines[0] == f"spectral_triton  {spectral_triton.__version__}"
-    assert lines[1] == f"torch   {torch.__version__}"
+    assert lines[0] == backend_info().summary
+    assert lines[1] == f"spectral_triton  {spectral_triton.__version__}"
+    assert lines[2] == f"torch   {torch.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("devices", "interpreted", "said"),
+    [
+        ({"cpu": "no kernels"}, False, "PyTorch on the CPU. Nothing is missing"),
+        ({"cpu": "kernels run (interpreted)"}, True, "interpreted where forced"),
+        ({"cpu": "no kernels", "cuda:0": "H100: kernels run"}, False, "Triton kernels run"),
+        ({"cpu": "no kernels", "cuda:0": "K80: too old"}, False, "The kernels do not run"),
+    ],
+)
+def test_the_report_says_in_a_sentence_what_runs(devices, interpreted, said):
+    info = dataclasses.replace(backend_info(), devices=devices, interpreted=interpreted)
+    assert said in str(info).splitlines()[0]
 
 
 def test_unknown_names_are_rejected():

@@ -70,13 +70,13 @@ def gradient_moments(path: Path, flows: Mapping[str, Mapping[str, Mapping[str, A
         for (when, color), width in zip(MOMENTS.items(), (1.6, 3.0, 1.4), strict=True):
             record = flow[when]
             steps = np.arange(1, len(record["norms"]) + 1)
-            norms = np.asarray(record["norms"])
+            norms = plots.relative(record["norms"], record["norms"])
             shown = np.where(norms > LOWEST, norms, np.nan)
             axes.plot(steps, shown, color=color, linewidth=width, label=f"{when} of training")
             if "bound" in record:
                 axes.plot(
                     steps,
-                    record["bound"],
+                    plots.relative(record["bound"], record["norms"]),
                     color=color,
                     linestyle=":",
                     linewidth=1.5,
@@ -87,7 +87,9 @@ def gradient_moments(path: Path, flows: Mapping[str, Mapping[str, Mapping[str, A
         axes.set_xlim(1, len(steps))
         axes.set_xlabel("step t of the sequence")
     _share_range(panels[: len(flows)], LOWEST)
-    panels[0].set_ylabel("‖∂L/∂h$_t$‖")
+    panels[0].set_ylabel("‖∂L/∂h$_t$‖ / ‖∂L/∂h$_T$‖")
+    for axes in panels[: len(flows)]:
+        plots.plain_ticks(axes)
     _legend(figure, panels)
     plots._save(figure, path)
 
@@ -96,20 +98,25 @@ def spectra(path: Path, histories: Mapping[str, Mapping[str, Any]]) -> None:
     """Range, middle 80 % and median of the singular values of each model over training."""
     figure, panels = _panels(len(histories))
     for axes, (model, history) in zip(panels, histories.items(), strict=False):
-        # Gates share a panel: all their values together.
         rows = [np.asarray(values) for values in history["values"].values()]
-        table = np.concatenate(rows, axis=1)
-        low, q1, middle, q9, high = np.quantile(table, (0, 0.1, 0.5, 0.9, 1), axis=1)
-        color, steps = COLORS[model], history["steps"]
-        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.fill_between(steps, q1, q9, color=color, alpha=0.35, linewidth=0)
-        axes.plot(steps, middle, color=color, linewidth=1.8)
+        steps = history["steps"]
+        names = plots.GATE_NAMES.get(len(rows), range(1, len(rows) + 1))
+        colors = [COLORS[model]] if len(rows) == 1 else plots.GATE_COLORS
+        lowest, highest = np.inf, -np.inf
+        for color, name, table in zip(colors, names, rows, strict=False):
+            low, q1, middle, q9, high = np.quantile(table, (0, 0.1, 0.5, 0.9, 1), axis=1)
+            axes.fill_between(steps, low, high, color=color, alpha=0.12, linewidth=0)
+            axes.fill_between(steps, q1, q9, color=color, alpha=0.3, linewidth=0)
+            axes.plot(steps, middle, color=color, linewidth=1.8, label=name if name else None)
+            lowest, highest = min(lowest, low.min()), max(highest, high.max())
         gates = f", {len(rows)} gates" if len(rows) > 1 else ""
         axes.set_title(f"{model}{gates}", loc="left", fontsize=10)
+        if gates:
+            axes.legend(frameon=False, fontsize=8, ncols=2)
         axes.set_xlim(steps[0], steps[-1])
         axes.set_xlabel("optimizer step")
         axes.ticklabel_format(axis="y", useOffset=False)
-        if high.max() - low.min() < 1e-4:
+        if highest - lowest < 1e-4:
             axes.set_ylim(0.98, 1.02)
     panels[0].set_ylabel("singular values of W")
     handles = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.errors import UsageError, option
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -37,31 +37,34 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "batch_size", "evaluations"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UsageError(f"{option(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("steps", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}")
+                raise UsageError(f"{option(name)} must be at least 1, not {value}")
         if self.rebase is not None and self.rebase < 1:
-            raise UsageError(f"rebase must be at least 1, not {self.rebase}")
+            raise UsageError(f"--rebase must be at least 1, not {self.rebase}")
         if (self.steps is None) == (self.epochs is None):
-            raise UsageError("give either steps or epochs, not both")
+            raise UsageError("give either --steps or --epochs, not both")
         for name in ("lr", "reflectors_lr", "singular_values_lr"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be a positive number, not {value}")
+                raise UsageError(f"{option(name)} must be a positive number, not {value}")
         for name in ("weight_decay", "clip", "margin"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be zero or a positive number, not {value}")
+                raise UsageError(f"{option(name)} must be zero or a positive number, not {value}")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+            raise UsageError(f"--dropout must be at least 0 and below 1, not {self.dropout}")
         if self.schedule not in SCHEDULES:
-            raise UsageError(f"schedule must be one of {', '.join(SCHEDULES)}: {self.schedule!r}")
+            raise UsageError(
+                f"--schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}"
+            )
         for count in self.num_reflectors or ():
             if not 0 <= count <= self.hidden_size:
                 raise UsageError(
-                    f"reflectors must be from 0 to the hidden size {self.hidden_size}, not {count}"
+                    "--num-reflectors must be from 0 to the hidden size "
+                    f"{self.hidden_size}, not {count}"
                 )
 
     def total_steps(self, steps_per_epoch: int | None) -> int:
@@ -69,7 +72,7 @@ class Settings:
         if self.steps is not None:
             return self.steps
         if steps_per_epoch is None:
-            raise UsageError("this task makes its data as it goes and has no epochs: give steps")
+            raise UsageError("this task makes its data as it goes and has no epochs: give --steps")
         assert self.epochs is not None
         return self.epochs * steps_per_epoch
 

@@ -238,7 +238,7 @@ class UCRSeries(SequenceClassification):
             raise UsageError(f"{dataset!r} is not the name of a UCR data set")
         fold = options["fold"]
         if fold is not None and not 0 <= fold < FOLDS:
-            raise UsageError(f"fold must be from 0 to {FOLDS - 1}, not {fold}")
+            raise UsageError(f"--fold must be from 0 to {FOLDS - 1}, not {fold}")
 
     @classmethod
     def defaults(cls, model: str, options: Mapping[str, Any]) -> Settings:

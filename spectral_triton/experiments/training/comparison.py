@@ -109,7 +109,7 @@ class Comparison:
         """Learning curves and gradient flow of all runs in one picture each."""
         split = "validation"
         curves: dict[str, list[plots.Curve]] = {}
-        flows = {}
+        flows: dict[str, dict[str, Any]] = {"before training": {}, "after training": {}}
         for model, folder in self._finished():
             records = folder.metrics()
             curve = curve_of(records, split, metric)
@@ -118,13 +118,16 @@ class Comparison:
                 curve = curve_of(records, "train", metric)
             curves.setdefault(model, []).append(curve)
             flow = folder.read_json(folder.gradient_flow_file)
-            if model not in flows and flow is not None:
-                norms = flow["end"]["norms"]
-                flows[model] = {"norms": norms, "color": plots.COLORS[model]}
+            if model not in flows["after training"] and flow is not None:
+                for records, when in zip(flows.values(), ("start", "end"), strict=True):
+                    records[model] = {
+                        "norms": flow[when]["norms"],
+                        "color": plots.COLORS[model],
+                    }
         title = self.configs[0].title
         comparison, gradients = (self.output / name for name in PICTURES)
         plots.comparison(comparison, title, metric, curves, split)
-        plots.gradient_flow(gradients, f"{title}: gradients after training", flows)
+        plots.gradient_flow(gradients, f"{title}: gradients over time", flows)
 
     def _write_table(self, metric: Metric, summaries: Sequence[dict[str, Any]]) -> None:
         table = summary_table(self.configs[0].title, metric, summaries)
@@ -165,6 +168,7 @@ def draw_run(config: RunConfig, metric: Metric, folder: RunFolder) -> None:
             model=config.model,
             steps=[r["step"] for r in spectrum],
             values=[r["singular_values"] for r in spectrum],
+            gates=max(1, len(spectrum[0]["singular_values"]) // config.settings.hidden_size),
             band=(1 - margin, 1 + margin) if config.model in WITH_MARGIN else None,
         )
     flow = folder.read_json(folder.gradient_flow_file)
@@ -176,5 +180,5 @@ def draw_run(config: RunConfig, metric: Metric, folder: RunFolder) -> None:
         plots.gradient_flow(
             folder.path / "gradient_flow.png",
             f"{name}: gradient flow",
-            {"before training": start, "after training": end},
+            {"": {"before training": start, "after training": end}},
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.errors import UsageError, option
 from spectral_triton.experiments.tasks.catalog import TASKS
 from spectral_triton.experiments.tasks.networks import MODELS, SETTINGS_OF_SOME, SPECTRAL_GATES
 from spectral_triton.experiments.tasks.settings import Settings
@@ -111,26 +111,32 @@ def make_config(
     if model not in MODELS:
         raise UsageError(f"no model {model!r}: choose from {', '.join(MODELS)}")
     if dtype not in DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        raise UsageError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, not {threads}")
+        raise UsageError(f"--threads must be at least 1, not {threads}")
     known, options = TASKS[task].options, dict(options or {})
     for name in options:
         if name not in known:
-            raise UsageError(f"{name} is no option of {task}")
+            what = "the name of a data set" if name == "dataset" else option(name)
+            raise UsageError(f"{what} is no option of {task}")
     merged = {**known, **options}
     TASKS[task].check_options(merged)
-    defaults = TASKS[task].defaults(model, merged)
-    if model == "rnn":
-        defaults = dataclasses.replace(defaults, nonlinearity="tanh")
-    if model in SPECTRAL_GATES:
-        # Starts chosen for one transition matrix say nothing about gates.
-        defaults = dataclasses.replace(defaults, init="haar")
-    settings = _override(defaults, dict(overrides or {}))
+    settings = _override(default_settings(task, model, merged), dict(overrides or {}))
     check_settings(model, settings)
     check_directions(settings, TASKS[task])
     _check_device(device)
     return RunConfig(task, merged, model, seed, settings, device, dtype, threads)
+
+
+def default_settings(task: str, model: str, options: Mapping[str, Any]) -> Settings:
+    """What ``model`` is trained with on ``task`` where nothing else is asked for."""
+    defaults = TASKS[task].defaults(model, options)
+    if model == "rnn":
+        return dataclasses.replace(defaults, nonlinearity="tanh")
+    if model in SPECTRAL_GATES:
+        # Starts chosen for one transition matrix say nothing about gates.
+        return dataclasses.replace(defaults, init="haar")
+    return defaults
 
 
 def continued_config(

@@ -86,15 +86,16 @@ class SequenceModel(nn.Module):
     def singular_values(self) -> Tensor | None:
         """Those of the first layer's transition, or bounded gates, falling; None of free gates.
 
+        Those of several gates stand one gate after another.
         Of a network that runs both ways, those of its forward direction.
         """
         if isinstance(own := getattr(self.encoder, "singular_values", None), Tensor):
-            values = own[0].flatten()
+            values = own[0].sort(-1, descending=True).values.flatten()
         elif isinstance(self.encoder, nn.RNN):
             values = torch.linalg.svdvals(self.encoder.weight_hh_l0)
         else:
             return None
-        return values.detach().sort(descending=True).values
+        return values.detach()
 
 
 def check_settings(name: str, settings: Settings) -> None:
@@ -105,13 +106,13 @@ def check_settings(name: str, settings: Settings) -> None:
     """
     if name in WITH_MARGIN and settings.margin == 0:
         advice = "use --model orthogonal" if name == "spectral" else f"{name} needs a positive one"
-        raise UsageError(f"margin 0 leaves nothing to learn: {advice}")
+        raise UsageError(f"--margin 0 leaves nothing to learn: {advice}")
     if name in WITH_FACTORS and settings.init not in INITIALIZERS:
-        raise UsageError(f"init must be one of {', '.join(INITIALIZERS)}, not {settings.init!r}")
+        raise UsageError(f"--init must be one of {', '.join(INITIALIZERS)}, not {settings.init!r}")
     known = {"rnn": ("tanh", "relu"), "spectral": NONLINEARITIES, "orthogonal": NONLINEARITIES}
     if name in known and settings.nonlinearity not in known[name]:
         raise UsageError(
-            f"nonlinearity of {name} must be one of {', '.join(known[name])}, "
+            f"--nonlinearity of {name} must be one of {', '.join(known[name])}, "
             f"not {settings.nonlinearity!r}"
         )
 
@@ -123,7 +124,7 @@ def check_directions(settings: Settings, task: Task | type[Task]) -> None:
         UsageError: if so.
     """
     if settings.bidirectional and task.answers_every_step:
-        raise UsageError("bidirectional would read the answers of this task ahead of their steps")
+        raise UsageError("--bidirectional would read the answers of this task ahead of their steps")
 
 
 def build_model(

@@ -13,7 +13,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+)
 
 if TYPE_CHECKING:
     from spectral_triton.experiments.tasks.task import Metric
@@ -41,6 +47,11 @@ MARKERS = {
     "spectral-lstm": "<",
     "spectral-gru": ">",
 }
+
+GATE_NAMES = {1: ("",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}
+"""The gates of a GRU and of an LSTM, in the order of their stacked weights."""
+
+GATE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 Curve = Sequence[tuple[float, float]]
 
@@ -80,6 +91,7 @@ def _metric_axis(axes: Axes, metric: Metric) -> None:
     axes.set_ylabel(metric.label)
     if metric.log_scale:
         axes.set_yscale("log")
+        plain_ticks(axes)
     if metric.name == "accuracy":
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -129,8 +141,9 @@ def singular_values(
     steps: Sequence[int],
     values: Sequence[Sequence[float]],
     band: tuple[float, float] | None,
+    gates: int = 1,
 ) -> None:
-    """Every singular value of W over the steps, within its band if it has one."""
+    """Every singular value of W, gate after gate, over the steps, within its band if it has one."""
     figure, axes = _figure(title)
     table = np.asarray(values)
     if band is not None and band[0] < band[1]:
@@ -139,9 +152,14 @@ def singular_values(
         for edge in band:
             axes.axhline(edge, color="#009E73", linewidth=1)
         axes.set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
-    axes.plot(steps, table, color=COLORS[model], alpha=0.45, linewidth=0.7)
+    parts = np.array_split(table, gates, axis=1)
+    colors = [COLORS[model]] if gates == 1 else GATE_COLORS[:gates]
+    for color, part, name in zip(colors, parts, GATE_NAMES.get(gates, ("",)), strict=True):
+        of_gate = f", gate {name}" if name else ""
+        count = part.shape[1]
+        axes.plot(steps, part, color=color, alpha=0.45, linewidth=0.7)
+        axes.plot([], [], color=color, linewidth=1.2, label=f"each of {count} values{of_gate}")
     axes.plot(steps, np.median(table, 1), color="black", linewidth=1.4, label="median")
-    axes.plot([], [], color=COLORS[model], linewidth=1.2, label=f"each of {table.shape[1]} values")
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("singular values of W")
@@ -150,40 +168,101 @@ def singular_values(
     _save(figure, path)
 
 
-def gradient_flow(path: Path, title: str, records: Mapping[str, Mapping[str, Any]]) -> None:
-    """‖∂L/∂h_t‖ over t for several records: norms, and optionally bound and color."""
-    figure, axes = _figure(title)
-    smallest = []
-    longest = max(len(record["norms"]) for record in records.values())
-    for name, record in records.items():
-        norms = np.asarray(record["norms"], dtype=float)
-        steps = np.arange(1, len(norms) + 1)
-        (line,) = axes.plot(
-            steps,
-            np.where(norms > 0, norms, np.nan),
-            color=record.get("color"),
-            linewidth=1.6,
-            label=name,
-        )
-        smallest.append(norms[norms > 0].min() if (norms > 0).any() else 1.0)
-        if "bound" in record:
-            axes.plot(
+def gradient_flow(path: Path, title: str, panels: Mapping[str, Mapping[str, Any]]) -> None:
+    """‖∂L/∂h_t‖ / ‖∂L/∂h_T‖ over t; one panel of records for each key of ``panels``.
+
+    A record has norms, and optionally bound, color, and a name of its own. Where nothing arrives
+    at the last step there is nothing to compare with, and the norms are drawn as they are.
+    """
+    figure, grid = plt.subplots(
+        1,
+        len(panels),
+        figsize=(7.5 if len(panels) == 1 else 10, 4.5),
+        dpi=130,
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    smallest, longest = [], 1
+    for axes, (heading, records) in zip(grid[0], panels.items(), strict=True):
+        for place, (name, record) in enumerate(records.items()):
+            norms = relative(record["norms"], record["norms"])
+            longest = max(longest, len(norms))
+            steps = np.arange(1, len(norms) + 1)
+            # Wide below narrow: where curves coincide all of them are seen.
+            width = 1.4 + 1.1 * (len(records) - 1 - place)
+            (line,) = axes.plot(
                 steps,
-                record["bound"],
-                color=line.get_color(),
-                linestyle=":",
-                linewidth=1.4,
-                label=f"{name}: bound by (σ* + r)$^{{T-t}}$",
+                np.where(norms > 0, norms, np.nan),
+                color=record.get("color"),
+                linewidth=width,
+                solid_capstyle="butt",
+                label=name,
             )
-    axes.set_yscale("log")
+            smallest.append(norms[norms > 0].min() if (norms > 0).any() else 1.0)
+            if "bound" in record:
+                axes.plot(
+                    steps,
+                    relative(record["bound"], record["norms"]),
+                    color=line.get_color(),
+                    linestyle=":",
+                    linewidth=1.6,
+                    label=f"{name}: bound by (σ* + r)$^{{T-t}}$",
+                )
+        axes.set_title(heading, loc="left", fontsize=10)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_yscale("log")
+        axes.set_xlabel("step t of the sequence")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    first = grid[0, 0]
     # Norms that vanish altogether would otherwise squeeze every other curve into a line.
-    axes.set_ylim(bottom=max(min(smallest) / 3, 1e-20))
-    axes.set_xlabel("step t of the sequence")
-    axes.set_ylabel("‖∂L/∂h$_t$‖")
-    axes.set_xlim(1, longest)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(figure, axes)
+    first.set_ylim(bottom=max(min(smallest) / 3, 1e-20))
+    first.set_ylabel("‖∂L/∂h$_t$‖ / ‖∂L/∂h$_T$‖")
+    for axes in grid[0]:
+        axes.set_xlim(1, max(longest, 2))
+        plain_ticks(axes)
+    entries = [axes.get_legend_handles_labels() for axes in grid[0]]
+    found = {
+        label: handle
+        for handles, names in entries
+        for handle, label in zip(handles, names, strict=True)
+    }
+    figure.legend(
+        found.values(),
+        found.keys(),
+        loc="outside lower center",
+        ncols=min(4, max(2, len(found))),
+        frameon=False,
+        fontsize=9,
+    )
     _save(figure, path)
+
+
+def relative(values: Sequence[float], norms: Sequence[float]) -> np.ndarray:
+    """``values`` in multiples of the last of ``norms``, where that is not 0."""
+    last = norms[-1]
+    return np.asarray(values, dtype=float) / (last if last > 0 and np.isfinite(last) else 1.0)
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Ticks of a logarithmic ordinate as 0.2 or 10⁻⁸: powers of ten, and steps between few."""
+    low, high = axes.get_ylim()
+    decades = np.log10(high / low)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    if decades < 2.5:
+        steps = (2.0, 5.0) if decades > 1 else (1.5, 2.0, 3.0, 5.0, 7.0)
+        axes.yaxis.set_minor_locator(LogLocator(subs=steps))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain(value: float) -> str:
+    if value <= 0 or 1e-4 < value < 1e5:
+        return f"{value:.4g}"
+    return f"$10^{{{round(np.log10(value))}}}$"
 
 
 def comparison(

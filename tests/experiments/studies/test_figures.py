@@ -54,12 +54,22 @@ def test_gradient_moments(drawn):
     assert len(labels(drawn[0])) == 6
 
 
-def test_spectra_puts_gates_together(drawn):
-    values = {"w[0]": [[1.0, 2.0], [1.0, 2.0]], "w[1]": [[3.0, 4.0], [3.0, 5.0]]}
+def test_gradient_moments_are_multiples_of_the_last_steps(drawn):
+    flow = {when: {"norms": [1e-3, 5e-3], "bound": [6e-3, 5e-3]} for when in figures.MOMENTS}
+    figures.gradient_moments(None, {"spectral": flow})
+    (axes,) = drawn[0].axes
+    assert axes.lines[0].get_ydata().tolist() == [0.2, 1.0]
+    assert axes.lines[1].get_ydata().tolist() == [1.2, 1.0]
+
+
+def test_spectra_shows_each_gate_in_its_color(drawn):
+    values = {f"w[{i}]": [[i + 1.0, i + 2.0], [i + 1.0, i + 2.0]] for i in range(3)}
     figures.spectra(None, {"gru": {"steps": [0, 10], "values": values}})
     (axes,) = drawn[0].axes
-    assert axes.get_title("left") == "gru, 2 gates"
-    assert axes.lines[0].get_xydata().tolist() == [[0, 2.5], [10, 2.5]]
+    assert axes.get_title("left") == "gru, 3 gates"
+    assert axes.lines[0].get_xydata().tolist() == [[0, 1.5], [10, 1.5]]
+    assert len({line.get_color() for line in axes.lines}) == 3
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["r", "z", "n"]
     assert labels(drawn[0]) == ["median", "10 % to 90 %", "all"]
 
 

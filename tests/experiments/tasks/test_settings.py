@@ -1,6 +1,6 @@
 import pytest
 
-from spectral_triton.experiments.errors import UsageError
+from spectral_triton.experiments.errors import UsageError, option
 from spectral_triton.experiments.tasks.settings import Settings
 
 
@@ -24,7 +24,7 @@ from spectral_triton.experiments.tasks.settings import Settings
     ],
 )
 def test_bad_value_is_named(field, value):
-    with pytest.raises(UsageError, match=f"{field}.*{value}"):
+    with pytest.raises(UsageError, match=f"{option(field)}.*{value}"):
         Settings(**{"steps": 1, field: value})
 
 
@@ -36,14 +36,14 @@ def test_reflectors_fit_the_hidden_size():
 
 @pytest.mark.parametrize("length", [{}, {"steps": 1, "epochs": 1}])
 def test_steps_or_epochs(length):
-    with pytest.raises(UsageError, match="either steps or epochs"):
+    with pytest.raises(UsageError, match="either --steps or --epochs"):
         Settings(**length)
 
 
 def test_total_steps():
     assert Settings(steps=7).total_steps(None) == 7
     assert Settings(epochs=3).total_steps(5) == 15
-    with pytest.raises(UsageError, match="give steps"):
+    with pytest.raises(UsageError, match="give --steps"):
         Settings(epochs=3).total_steps(None)
 
 

@@ -31,7 +31,7 @@ def test_steps_and_epochs_replace_each_other():
     assert (settings.steps, settings.epochs) == (5, None)
     settings = make_config("ptb", "lstm", overrides={"epochs": 2}).settings
     assert (settings.steps, settings.epochs) == (None, 2)
-    with pytest.raises(UsageError, match="either steps or epochs"):
+    with pytest.raises(UsageError, match="either --steps or --epochs"):
         make_config("ptb", "lstm", overrides={"epochs": 2, "steps": 2})
 
 
@@ -113,7 +113,7 @@ def test_title(task, options, title):
         ({"dtype": "float16"}, "dtype .* 'float16'"),
         ({"threads": 0}, "threads .* 0"),
         ({"device": "toaster"}, "no device 'toaster'"),
-        ({"options": {"rows": True}}, "rows is no option of adding"),
+        ({"options": {"rows": True}}, "--rows is no option of adding"),
     ],
 )
 def test_bad_values_are_named(change, message):

@@ -54,16 +54,65 @@ def test_singular_values_within_their_band(drawn):
     assert labels(drawn[1]) == ["median", "each of 2 values"]
 
 
+def test_singular_values_of_gates_have_colors_of_their_own(drawn):
+    values = [[1.0, 0.9, 1.2, 1.1, 2.0, 1.9]] * 2
+    plots.singular_values(
+        None, "t", model="spectral-gru", steps=[0, 5], values=values, band=None, gates=3
+    )
+    (axes,) = drawn[0].axes
+    assert labels(drawn[0]) == [
+        *(f"each of 2 values, gate {gate}" for gate in ("r", "z", "n")),
+        "median",
+    ]
+    assert len({axes.lines[3 * gate].get_color() for gate in range(3)}) == 3
+
+
 def test_gradient_flow_leaves_out_zeros_and_draws_the_bound(drawn):
-    records = {"end": {"norms": [0.0, 1e-3, 1.0], "bound": [4.0, 2.0, 1.0]}}
-    plots.gradient_flow(None, "t", records)
+    records = {"end": {"norms": [0.0, 2e-3, 2.0], "bound": [8.0, 4.0, 2.0]}}
+    plots.gradient_flow(None, "t", {"": records})
     (axes,) = drawn[0].axes
     norms, limit = (line.get_ydata() for line in axes.lines)
     assert np.isnan(norms[0])
+    # In multiples of the last step's.
     assert norms[1:].tolist() == [1e-3, 1.0]
     assert limit.tolist() == [4.0, 2.0, 1.0]
     assert axes.get_yscale() == "log"
     assert axes.get_ylim()[0] == pytest.approx(1e-3 / 3)
+
+
+def test_gradient_flow_before_and_after_side_by_side_on_one_scale(drawn):
+    before = {name: {"norms": [0.1, 1.0]} for name in ("a", "b")}
+    after = {name: {"norms": [0.5, 1.0]} for name in ("a", "b")}
+    plots.gradient_flow(None, "t", {"before training": before, "after training": after})
+    left, right = drawn[0].axes
+    assert [left.get_title("left"), right.get_title("left")] == [
+        "before training",
+        "after training",
+    ]
+    assert left.get_ylim() == right.get_ylim()
+    assert labels(drawn[0]) == ["a", "b"]
+    # Equal curves are both seen: the first is the wider one.
+    assert left.lines[0].get_linewidth() > left.lines[1].get_linewidth()
+
+
+@pytest.mark.parametrize(
+    ("range_", "expected"),
+    [
+        ((0.15, 0.4), {"0.2", "0.3"}),
+        ((1e-2, 1.0), {"0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"}),
+        ((1e-9, 1.0), {"1", "0.001", "$10^{-8}$"}),
+    ],
+)
+def test_ticks_are_numbers_as_they_are_written(range_, expected):
+    figure, axes = plt.subplots()
+    axes.set_yscale("log")
+    axes.set_ylim(*range_)
+    plots.plain_ticks(axes)
+    figure.canvas.draw()
+    ticks = {tick.get_text() for tick in axes.get_yticklabels(which="both")}
+    assert not any("times" in text for text in ticks)
+    assert expected - {"0.001", "$10^{-8}$"} <= ticks
+    plt.close(figure)
 
 
 def test_comparison_shows_means_over_seeds(drawn):
@@ -88,6 +137,6 @@ def test_cases_have_a_dot_for_each_model_and_a_gap_where_one_is_missing(drawn):
 
 
 def test_pictures_are_written(tmp_path):
-    plots.gradient_flow(tmp_path / "a.png", "t", {"end": {"norms": [0.0, 0.0]}})
+    plots.gradient_flow(tmp_path / "a.png", "t", {"": {"end": {"norms": [0.0, 0.0]}}})
     assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not plt.get_fignums()
