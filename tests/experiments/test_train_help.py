@@ -10,9 +10,8 @@ from spectral_triton.experiments.training.config import make_config
 
 def shown(*arguments, width=200):
     command = ["train", *arguments, "--help"]
-    result = CliRunner().invoke(
-        commands.app, command, terminal_width=width, max_content_width=width
-    )
+    widths = {"terminal_width": width, "max_content_width": width}
+    result = CliRunner().invoke(commands.app, command, **widths)
     assert result.exit_code == 0
     return result.stdout
 

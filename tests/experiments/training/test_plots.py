@@ -51,7 +51,7 @@ def test_singular_values_within_their_band(drawn):
     assert low < 0.99 < 1.01 < high
     assert "band [0.99, 1.01]" in labels(drawn[0])
     plots.singular_values(None, "t", model="rnn", steps=[0, 5], values=values, band=None)
-    assert labels(drawn[1]) == ["median", "each of 2 values"]
+    assert labels(drawn[1]) == ["each of 2 values", "median"]
 
 
 def test_singular_values_of_gates_have_colors_of_their_own(drawn):
@@ -85,10 +85,8 @@ def test_gradient_flow_before_and_after_side_by_side_on_one_scale(drawn):
     after = {name: {"norms": [0.5, 1.0]} for name in ("a", "b")}
     plots.gradient_flow(None, "t", {"before training": before, "after training": after})
     left, right = drawn[0].axes
-    assert [left.get_title("left"), right.get_title("left")] == [
-        "before training",
-        "after training",
-    ]
+    assert left.get_title("left") == "before training"
+    assert right.get_title("left") == "after training"
     assert left.get_ylim() == right.get_ylim()
     assert labels(drawn[0]) == ["a", "b"]
     # Equal curves are both seen: the first is the wider one.
