@@ -1,4 +1,7 @@
-"""torchrun --nproc_per_node=2 fully_sharded.py [FOLDER]"""
+"""torchrun --nproc_per_node=2 fully_sharded.py FOLDER
+
+The checkpoint is written to FOLDER.
+"""
 
 import gc
 import os
@@ -29,16 +32,18 @@ def train(folder):
     model.to_empty(device=kind)
     for layer in (model[0], model[2]):
         layer.reset_parameters()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
 
     torch.manual_seed(1 + dist.get_rank())  # other data on each process
-    for _ in range(30):
+    for step in range(200):
         x = torch.randn(16, 20, device=kind)
-        loss = nn.functional.mse_loss(model(x), x.sum(1, keepdim=True))
+        loss = nn.functional.mse_loss(model(x), x[:, :4].mean(1, keepdim=True))
         penalty = 1e-3 * model[0].singular_values.square().mean()  # gathered: every process asks
         optimizer.zero_grad()
         (loss + penalty).backward()
         optimizer.step()
+        if step % 50 == 0 and dist.get_rank() == 0:
+            print(f"step {step:3}  loss {loss.item():.4f}", flush=True)
 
     # Each process writes its shards.
     model_state, optimizer_state = get_state_dict(model, optimizer)
@@ -54,10 +59,13 @@ def train(folder):
     sigma = model[0].singular_values  # gathered: every process asks
     if dist.get_rank() == 0:
         print(f"loss {loss.item():.4f}, singular values {sigma.min():.3f} to {sigma.max():.3f}")
+        print(f"checkpoint in {folder}")
 
 
+if len(sys.argv) != 2:
+    sys.exit("usage: torchrun --nproc_per_node=2 fully_sharded.py FOLDER")
 dist.init_process_group()
-train(sys.argv[1] if len(sys.argv) > 1 else "checkpoint")
+train(sys.argv[1])
 gc.collect()  # what still holds the process group goes first: gloo aborts otherwise, now and then
 dist.barrier()
 dist.destroy_process_group()
