@@ -2,7 +2,8 @@
 
 Fails where a page shows raw LaTeX or a formula that could not be drawn, where a link leads nowhere,
 and where a public name has no entry in the reference. Pictures of every page, as wide as a desktop
-and as a phone, go to build/docs-pictures. Nothing is fetched: name resolution is switched off.
+and as a phone, light and dark, go to build/docs-pictures. Nothing is fetched: name resolution is
+switched off.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import subprocess
 import sys
 import tempfile
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import spectral_triton
 
 WIDTHS = {"desktop": "1280,1000", "phone": "500,1000"}
+THEMES = {"light": "1", "dark": "0"}
+"""What the page is told of the colors the reader prefers, by Chromium's numbers."""
 UNSEEN = ("script", "style", "code", "pre", "mjx-assistive-mml")
 WITHOUT_CONTENT = ("genindex", "search", "py-modindex")
 
@@ -116,10 +120,15 @@ def main() -> int:
         full = f"spectral_triton.{name}"
         if full not in anchors and f"module-{full}" not in anchors:
             faults.append(f"no entry for {full}")
-    for path in paths:
-        for name, size in WIDTHS.items():
-            target = pictures / f"{path.stem}-{name}.png"
-            browse(browser, path, f"--window-size={size}", f"--screenshot={target.absolute()}")
+    for path, (name, size), (theme, number) in product(paths, WIDTHS.items(), THEMES.items()):
+        target = pictures / f"{path.stem}-{name}-{theme}.png"
+        browse(
+            browser,
+            path,
+            f"--window-size={size}",
+            f"--blink-settings=preferredColorScheme={number}",
+            f"--screenshot={target.absolute()}",
+        )
     print("\n".join(sorted(set(faults))) or f"{len(paths)} pages without a fault; {pictures}")
     return min(len(set(faults)), 100)
 
