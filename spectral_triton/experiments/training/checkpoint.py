@@ -23,8 +23,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # A full disk is told without the name of the file.
         raise
     _sync_folder(path.parent)
 
@@ -36,7 +38,17 @@ def write_text(path: Path, text: str) -> None:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes tensors, numbers, strings and containers of them; a failure leaves the old file."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **content}, file))
+
+    def save(file: IO[bytes]) -> None:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:
+            # After a failed write the archive cannot be ended, and torch says only that.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_atomically(path, save)
 
 
 def load_checkpoint(path: Path, *, device: str | torch.device = "cpu") -> dict[str, Any]:

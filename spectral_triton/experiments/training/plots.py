@@ -21,6 +21,8 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
+from spectral_triton.experiments.training.checkpoint import write_atomically
+
 if TYPE_CHECKING:
     from spectral_triton.experiments.tasks.task import Metric
 
@@ -65,8 +67,10 @@ def _figure(title: str) -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path)
-    plt.close(figure)
+    try:
+        write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    finally:
+        plt.close(figure)
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

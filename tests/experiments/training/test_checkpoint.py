@@ -1,4 +1,5 @@
 import pickle
+import sys
 
 import pytest
 import torch
@@ -95,3 +96,22 @@ def test_foreign_files_are_refused_and_never_executed(tmp_path):
 def test_absent_checkpoint_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="No such file"):
         load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limit of the size of files")
+def test_a_full_disk_is_told_as_the_system_tells_it(tmp_path):
+    import resource
+
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        # torch itself raises a RuntimeError about the end of its archive.
+        with pytest.raises(OSError, match="too large") as failed:
+            save_checkpoint(path, {"model": {"a": torch.randn(100, 100)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.filename == str(path)
+    assert load_checkpoint(path)["step"] == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]
