@@ -155,3 +155,17 @@ def test_few_rebased_reflectors_reach_what_all_reach_and_few_alone_do_not():
 def test_bad_input_is_named(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_bases_change_at_the_last_step_of_every_n():
+    layer = SVDLinear(4, 4, num_reflectors=2, base="haar", spectrum=WIDE)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    RebaseEvery(layer, optimizer, 2)
+    changed = []
+    for _ in range(4):
+        before = layer.svd.left_base.clone()
+        optimizer.zero_grad()
+        layer(torch.randn(3, 4)).square().sum().backward()
+        optimizer.step()
+        changed.append(not torch.equal(before, layer.svd.left_base))
+    assert changed == [False, True, False, True]

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from spectral_triton import use_backend
-from spectral_triton.recurrence.arguments import DIFFERENTIABLE
+from spectral_triton.recurrence.arguments import DIFFERENTIABLE, Arguments
 from spectral_triton.recurrence.gradient_sums import GradientSums
-from spectral_triton.recurrence.op import Recurrence, recurrence_bwd, recurrence_fwd
+from spectral_triton.recurrence.op import Recurrence, recurrence, recurrence_bwd, recurrence_fwd
 
 
 def make(form, batch_sizes=None, nonlinearity="tanh", time=3, batch=2, n=5, r=3, features=None):
@@ -126,3 +126,25 @@ def test_output_is_saved_and_input_only_to_differentiate_its_weight(features):
     pointers = [a.data_ptr() for a in y.grad_fn.saved_tensors if a is not None]
     assert y.data_ptr() in pointers
     assert (x.data_ptr() in pointers) == (features is not None)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_last_states_may_be_written_to(reverse):
+    y, last = recurrence(
+        Arguments(
+            x=torch.ones(2, 1, 3),
+            weight_ih=None,
+            bias_ih=None,
+            h0=torch.zeros(1, 3),
+            scale=None,
+            p=torch.eye(3),
+            q=None,
+            bias=None,
+            batch_sizes=None,
+            nonlinearity="identity",
+            slope=0.0,
+            reverse=reverse,
+        )
+    )
+    last.zero_()
+    assert (y != 0).all()

@@ -42,3 +42,15 @@ def test_leading_dimension_is_a_batch_of_recurrences(nonlinearity, folded, batch
                 assert grad is None, name
             else:
                 torch.testing.assert_close(grad[i], expected)
+
+
+def test_rows_of_h0_where_sequences_of_several_lengths_start():
+    sizes = torch.tensor([3, 2, 1])
+    options = (None, None, sizes, "tanh", 0.01, True)
+    h0 = torch.randn(3, 2, requires_grad=True)
+    a = Arguments(torch.randn(6, 2), None, None, h0, None, torch.randn(2, 2), *options)
+    y, _ = plain_fwd(a)
+    g = torch.randn(6, 2)
+    needs = [name == "h0" for name in DIFFERENTIABLE]
+    grad = dict(zip(DIFFERENTIABLE, plain_bwd(needs, g, None, y, a), strict=True))["h0"]
+    torch.testing.assert_close(grad, torch.autograd.grad(y, h0, g)[0])

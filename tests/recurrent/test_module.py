@@ -296,3 +296,11 @@ def test_bad_types_of_options_are_named(kind):
             with pytest.raises(TypeError, match=f"{name} must be True or False, got 'no'"):
                 kind(3, 5, **{name: "no"})
             assert getattr(kind(3, 5, **{name: 1}), name) is True
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_converted_module_trains_as_the_given_one_does(training):
+    plain = nn.GRU(2, 3).train(training)
+    own = SpectralGRU.from_gru(plain, out_of_bounds="clip")
+    assert own.training == training
+    assert own.to_gru().training == training

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from spectral_triton import SpectralGRU, SpectralLSTM, SpectralRNN
-from spectral_triton.recurrent.state import check_input, initial_state
+from spectral_triton.recurrent.state import check_input, initial_state, read_sequences
 
 
 def packed(features=2, sorted_=True):
@@ -137,3 +137,10 @@ def test_packed_rows_that_do_not_fit_are_refused(layer, rows, sizes, message):
     packed = PackedSequence(torch.randn(rows, 3), torch.tensor(sizes, dtype=torch.int64))
     with pytest.raises(ValueError, match=message):
         layer.double()(packed)
+
+
+def test_last_states_come_back_in_the_given_order():
+    packed = pack_sequence([torch.randn(n, 2) for n in (1, 3, 2)], enforce_sorted=False)
+    sorted_states = torch.tensor([3.0, 2.0, 1.0]).view(1, 3, 1)
+    last = read_sequences(packed, 2, False).last(sorted_states)
+    assert last.flatten().tolist() == [1.0, 3.0, 2.0]
