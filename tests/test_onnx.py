@@ -82,7 +82,7 @@ def test_convolutions(onnx_program):
     model = nn.Sequential(
         SVDConv1d(2, 4, 3, padding=1, groups=2),
         nn.Unflatten(1, (2, 2)),
-        SVDConv2d(2, 3, 2, padding_mode="circular", padding=1, num_reflectors=1),
+        SVDConv2d(2, 3, 2, padding_mode="circular", padding=1, operator_bound=1.0),
         nn.Unflatten(1, (1, 3)),
         SVDConv3d(1, 2, 2, stride=2, bias=False),
         parametrizations.svd(nn.Conv3d(2, 3, 1), num_reflectors=1, out_of_bounds="clip"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from spectral_triton.layers.patches import bound_patches, count_patches
 from spectral_triton.layers.symbol import circular_singular_values, norm_bound
 from spectral_triton.runtime.cached import formed_once
+from spectral_triton.runtime.onnx_export import evaluated, exports_to_onnx
 from spectral_triton.runtime.validation import check_choice, check_integer, full_precision
 from spectral_triton.svd.assignment import AssignableWeights
 from spectral_triton.svd.bounds import OutOfBoundsError
@@ -64,6 +65,8 @@ class ConvolutionNorms(AssignableWeights):
         """What the kernel of the factors is multiplied by."""
         if self.operator_bound is None:
             return self.svd.signs.new_ones(())
+        if kernel is None and exports_to_onnx():
+            return evaluated(self, lambda: self._scale(self._kernel_of_factors()), name="scale")
         norm = self._norm_bound(None, self._kernel_of_factors() if kernel is None else kernel)
         info = torch.finfo(norm.dtype)
         # Less what rounding of the singular values, of this quotient and of the product adds.
@@ -108,6 +111,8 @@ class ConvolutionNorms(AssignableWeights):
         return math.sqrt(math.prod(counts))
 
     def _formed_once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        if exports_to_onnx():
+            return evaluated(self, make, name=name)
         weight = self.svd
         bases = weight.left_base, weight.right_base
         made_of = weight.left, weight.raw_singular_values, weight.right, weight.signs, *bases

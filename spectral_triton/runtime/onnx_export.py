@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
-_evaluated: WeakKeyDictionary[Any, dict[nn.Module, Any]] = WeakKeyDictionary()
+_evaluated: WeakKeyDictionary[Any, dict[tuple[nn.Module, str], Any]] = WeakKeyDictionary()
 
 
 def exports_to_onnx() -> bool:
@@ -40,13 +40,16 @@ def outside_trace() -> Iterator[None]:
         yield
 
 
-def evaluated(module: nn.Module, make: Callable[..., Value], *tensors: Tensor | None) -> Value:
+def evaluated(
+    module: nn.Module, make: Callable[..., Value], *tensors: Tensor | None, name: str = ""
+) -> Value:
     """What ``make(*tensors)`` returns, of values in the place of placeholders; once per export.
 
     Args:
         module: Its parameters and buffers have their values meanwhile.
         make: Called outside the trace.
         tensors: What else it needs: parameters of the model.
+        name: Tells several values of a module apart.
 
     Raises:
         RuntimeError: if one of them is computed, not a parameter or buffer of the model.
@@ -56,10 +59,11 @@ def evaluated(module: nn.Module, make: Callable[..., Value], *tensors: Tensor | 
         raise RuntimeError("only torch.export without strict=True sees values of parameters")
     found = _values([*tensors, *module.parameters(), *module.buffers()], module)
     kept = _evaluated.setdefault(found.mode, {}) if found.mode is not None else {}
-    if module not in kept:
+    key = module, name
+    if key not in kept:
         with outside_trace(), _with_values(module, found):
-            kept[module] = make(*(None if t is None else found[t].detach() for t in tensors))
-    value: Value = kept[module]
+            kept[key] = make(*(None if t is None else found[t].detach() for t in tensors))
+    value: Value = kept[key]
     return value
 
 
