@@ -90,7 +90,8 @@ class SVDTransposedLinear(SVDLinear):
         given: Any = conv1d
         weight = given.weight
         layer = cls(
-            *weight.shape,
+            weight.shape[0],
+            weight.shape[1],
             device=weight.device,
             dtype=weight.dtype,
             num_reflectors=num_reflectors,

@@ -81,7 +81,8 @@ def _recurrence_bwd_fake(
     kept: Tensor,
     a: Arguments,
 ) -> Gradients:
-    pairs = zip(needs, a[: len(needs)], strict=True)
+    tensors: Any = a[: len(needs)]
+    pairs = zip(needs, tensors, strict=True)
     return _outputs([y.new_empty(arg.shape) if need else None for need, arg in pairs], y)
 
 
