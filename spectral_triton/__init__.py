@@ -34,7 +34,7 @@ from spectral_triton.recurrent import (
     SpectralRNN,
     SpectralRNNCell,
 )
-from spectral_triton.runtime import backend_info, cached, use_backend
+from spectral_triton.runtime import backend_info, cached, keep_weights_in_eval, use_backend
 from spectral_triton.spectra import (
     FixedSpectrum,
     SigmoidSpectrum,
@@ -76,6 +76,7 @@ __all__ = [  # noqa: RUF022 (SVDMLP is no constant)
     "convert",
     "householder_product",
     "init",
+    "keep_weights_in_eval",
     "lipschitz_constant",
     "parameter_groups",
     "parametrizations",

@@ -3,7 +3,7 @@ r"""SVD form for a tensor of any module, through ``torch.nn.utils.parametrize``.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spectral_triton.runtime.cached import formed_once
+from spectral_triton.runtime.evaluation import drop_kept, keeps, kept
+from spectral_triton.runtime.fingerprint import stamps
 from spectral_triton.runtime.onnx_export import evaluated, exports_to_onnx
 from spectral_triton.runtime.sharding import refuse_sharded
 from spectral_triton.runtime.validation import (
@@ -313,6 +315,7 @@ class _SVD(SpectrumRecord):
             self.register_parameter(name, made)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        drop_kept(self)
         present = f"{prefix}left_base" in state_dict
         if f"{prefix}signs" in state_dict and present != (self.left_base is not None):
             # Whether there are bases belongs to the values: without them they mean another W.
@@ -337,7 +340,22 @@ class _SVD(SpectrumRecord):
             return self._form(left, right, raw)
 
         made_of = (left, right, raw, self.signs, self.left_base, self.right_base)
-        return formed_once(self, "weight", made_of, make, self.spectrum)
+        if not keeps(self, made_of):
+            return formed_once(self, "weight", made_of, make, self.spectrum)
+        # The values of σ, since a spectrum may change, too.
+        stamp, sigma = stamps(made_of), spectrum_values(self.spectrum, raw, self.signs)
+        weight = kept(self, "weight", stamp, (*made_of, sigma), make)
+        assert weight is not None
+        return weight
+
+    def train(self, mode: bool = True) -> _SVD:
+        drop_kept(self)
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _SVD:
+        drop_kept(self)
+        super()._apply(fn, recurse)
+        return self
 
     def _form(self, left: Tensor, right: Tensor, raw: Tensor | None) -> Tensor:
         sigma = spectrum_values(self.spectrum, raw, self.signs)

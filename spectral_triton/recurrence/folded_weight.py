@@ -26,6 +26,7 @@ from spectral_triton.runtime.cached import formed_once
 from spectral_triton.runtime.forward_mode import functions_serve, is_differentiated
 from spectral_triton.runtime.validation import without_autocast
 from spectral_triton.svd.cached_svd import CachedSVD
+from spectral_triton.svd.evaluated_svd import EvaluatedSVD
 from spectral_triton.svd.operator import HouseholderSVD
 
 
@@ -43,6 +44,10 @@ def fold(factors: HouseholderSVD) -> tuple[Tensor, Tensor, Tensor]:
 
     Two thin products for each step, where applying the two factors in turn takes four.
     """
+    if isinstance(factors, EvaluatedSVD):
+        folded = factors.keep("folded", lambda: _fold_factors(factors))
+        assert folded is not None
+        return folded
     tensors: tuple[Tensor | None, ...]
     if isinstance(factors, CachedSVD):
         tensors = factors.sources

@@ -21,6 +21,7 @@ from spectral_triton.runtime.validation import (
 )
 from spectral_triton.svd.cached_svd import CachedSVD
 from spectral_triton.svd.constant_svd import ConstantSVD
+from spectral_triton.svd.evaluated_svd import EvaluatedSVD
 from spectral_triton.svd.operator import HouseholderSVD
 
 
@@ -127,7 +128,10 @@ def run(
         r = factors.left.shape[-2] + factors.right.shape[-2]
         x, h0 = x.to(dtype), h0.to(dtype)
         constant = isinstance(factors, ConstantSVD)
-        kept = isinstance(factors, CachedSVD) and is_cached(*factors.sources)
+        if isinstance(factors, EvaluatedSVD):
+            kept = factors.is_kept and not folds(n, r)
+        else:
+            kept = isinstance(factors, CachedSVD) and is_cached(*factors.sources)
         # Of a length that is not known yet it may not be asked.
         one_step = isinstance(x.shape[0], int) and x.shape[0] == 1 and lengths is None
         if (kept or constant) and batch_sizes is None and one_step:

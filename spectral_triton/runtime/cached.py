@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from spectral_triton.runtime.fingerprint import sample, stamps
 from spectral_triton.runtime.forward_mode import functions_serve
 
 Value = TypeVar("Value")
@@ -56,9 +57,11 @@ def cached() -> Iterator[None]:
     sequence in a single call gains nothing, and large matrices of few reflectors gain less.
 
     A matrix is formed anew after an optimizer has stepped, after a backward pass has gone through
-    it, and once its parameters were changed in place or replaced. Writing to parameters behind
-    autograd's back goes unnoticed: into ``.data``, through NumPy, or from another process. What is
-    read inside, as ``layer.weight`` and ``layer.factors``, is what is kept: clone it to change it.
+    it, and once its parameters were changed in place or replaced. Of what is written to parameters
+    behind autograd's back, into ``.data``, through NumPy, or from another process, changes of whole
+    tensors on a CPU are noticed, as those of a moving average; single entries, and writes on other
+    devices, are not. What is read inside, as ``layer.weight`` and ``layer.factors``, is what is
+    kept: clone it to change it.
 
     Outputs are those outside, up to rounding. Losses whose backward passes share one matrix are
     added up, or all but the last backward takes ``retain_graph=True``, as with
@@ -109,12 +112,15 @@ def _watch_optimizers() -> None:
     register_optimizer_step_post_hook(forget)
 
 
+def scope_is_open() -> bool:
+    """Whether :func:`cached` is on here."""
+    scope = _scope.get()
+    return scope is not None and scope.is_open
+
+
 def is_cached(*tensors: Tensor | None) -> bool:
     """Whether what is made of these tensors now is kept for later calls."""
-    if torch.compiler.is_compiling():
-        return False
-    scope = _scope.get()
-    if scope is None or not scope.is_open or not _is_plain():
+    if torch.compiler.is_compiling() or not scope_is_open() or not is_plain():
         return False
     for tensor in tensors:
         # Of subclasses, and of what has no version, changes cannot be told.
@@ -126,7 +132,7 @@ def is_cached(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _is_plain() -> bool:
+def is_plain() -> bool:
     """Whether nothing takes part that would keep what is computed, or compute it again."""
     return not (
         torch._C._are_functorch_transforms_active()
@@ -162,7 +168,10 @@ def formed_once(
     if scope is None:
         return make()
     store = scope.store
-    state = (*_state(tensors), *map(id, others))
+    state = (*stamps(tensors), *map(id, others))
+    if isinstance(owner, nn.Module):
+        # Other owners are made of parameters that were looked at just before.
+        state += sample(tensors)
     # What another stream forms may not be there yet.
     first = tensors[0]
     stream = None
@@ -171,17 +180,17 @@ def formed_once(
     key = name, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), stream
     values = store.setdefault(owner, {})
     formed = values.get(key)
-    if formed is not None and formed.state == state and formed.made == _state(formed.tensors):
+    if formed is not None and formed.state == state and formed.made == stamps(formed.tensors):
         return formed.value  # type: ignore[no-any-return]
     value = make()
-    results = _tensors(value)
+    results = tensors_of(value)
     given = [tensor for tensor in tensors if tensor is not None]
     storages = [tensor.untyped_storage() for tensor in given]
     # The larger tensor can be written to, with a version of its own.
     if any(a.nbytes != whole.nbytes() for a, whole in zip(given, storages, strict=True)):
         return value
     sources = *tensors, *others
-    values[key] = _Formed(value, results, _state(results), state, sources, storages)
+    values[key] = _Formed(value, results, stamps(results), state, sources, storages)
     for result in results:
         if result.requires_grad and not result.is_leaf:
             # Its graph is spent then.
@@ -189,21 +198,7 @@ def formed_once(
     return value
 
 
-def _state(tensors: Sequence[Tensor | None]) -> tuple[object, ...]:
-    """What differs once one of the tensors does.
-
-    Assigning another tensor to ``.data`` changes the address, not the version.
-    """
-    state: list[object] = []
-    for tensor in tensors:
-        if tensor is not None:
-            version = 0 if tensor.is_inference() else tensor._version
-            where = tensor.data_ptr(), tensor.stride()
-            state += (id(tensor), version, *where, tensor.requires_grad)
-    return tuple(state)
-
-
-def _tensors(value: object) -> list[Tensor]:
+def tensors_of(value: object) -> list[Tensor]:
     parts = (value,) if isinstance(value, Tensor) else value
     parts = parts if isinstance(parts, tuple) else vars(value).values()
     return [part for part in parts if isinstance(part, Tensor)]

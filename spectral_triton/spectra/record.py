@@ -27,6 +27,15 @@ class SpectrumRecord(nn.Module):
     """
 
     spectrum: Spectrum | StackedSpectrum
+
+    def __prepare_scriptable__(self) -> Any:
+        """Called by ``torch.jit.script`` of this module, or of one that it is part of."""
+        raise TypeError(
+            "torch.jit.script cannot read layers in SVD form: use torch.export or torch.compile, "
+            "torch.jit.trace with an example input, or script the plain layers of "
+            "spectral_triton.bake(model)"
+        )
+
     signs: Tensor
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

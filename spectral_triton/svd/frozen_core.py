@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from spectral_triton.runtime.fingerprint import fingerprint, sample
+
 
 class _Kept(NamedTuple):
     state: tuple[object, ...]
@@ -43,7 +45,8 @@ def frozen_core(
     if any(t is not None and t.is_inference() for t in made_of):
         return None  # They count no changes.
     versions = tuple((id(t), None if t is None else (t._version, t.data_ptr())) for t in made_of)
-    state = (versions, spectrum, sigma.dtype)
+    # Also of writes into ``.data``, and of a spectrum that changes.
+    state = (versions, spectrum, sigma.dtype, fingerprint((sigma,)), sample(made_of[1:]))
     kept = _kept.get(owner)
     if kept is None or kept.state != state:
         _, signs, left_base, right_base = cast("tuple[Tensor, ...]", made_of)

@@ -11,6 +11,8 @@ from torch import Generator, Tensor, nn
 
 from spectral_triton.runtime.cached import formed_once, is_cached
 from spectral_triton.runtime.computed_tensors import compute_tensors
+from spectral_triton.runtime.evaluation import drop_kept, keeps
+from spectral_triton.runtime.fingerprint import stamps
 from spectral_triton.runtime.onnx_export import evaluated, exports_to_onnx
 from spectral_triton.runtime.sharding import assign_, gathered
 from spectral_triton.runtime.validation import (
@@ -26,6 +28,7 @@ from spectral_triton.spectra.spectrum import Spectrum
 from spectral_triton.spectra.stacked import StackedSpectrum, resolve_spectrum
 from spectral_triton.svd.cached_svd import CachedSVD
 from spectral_triton.svd.constant_svd import ConstantSVD
+from spectral_triton.svd.evaluated_svd import EvaluatedSVD
 from spectral_triton.svd.frozen_core import frozen_core
 from spectral_triton.svd.handed_out import forget, state_without, warn_of_writing
 from spectral_triton.svd.operator import HouseholderSVD
@@ -215,19 +218,26 @@ class SVDWeight(SpectrumRecord):
         warn_of_writing(self)
         bases = self.left_base, self.right_base
         given = (self.left, self.raw_singular_values, self.right, self.signs, *bases)
-        if not is_cached(*given):
+        if is_cached(*given):
+
+            def make() -> HouseholderSVD:
+                return self._factors(functools.partial(CachedSVD, sources=given))
+
+            return formed_once(self, "factors", given, make, self.spectrum)
+        # What a hook computes, or a call is given, is another at each call.
+        lasting = isinstance(self.left, nn.Parameter) and isinstance(self.right, nn.Parameter)
+        if not lasting or not keeps(self, given):
             return self._factors()
-
-        def make() -> HouseholderSVD:
-            return self._factors(functools.partial(CachedSVD, sources=given))
-
-        return formed_once(self, "factors", given, make, self.spectrum)
+        options = {"owner": self, "stamp": stamps(given)}
+        return self._factors(functools.partial(EvaluatedSVD, **options), with_core=False)
 
     def _constant(self) -> HouseholderSVD:
         compute_tensors(self)
         return self._factors(ConstantSVD)
 
-    def _factors(self, make: Callable[..., HouseholderSVD] = HouseholderSVD) -> HouseholderSVD:
+    def _factors(
+        self, make: Callable[..., HouseholderSVD] = HouseholderSVD, with_core: bool = True
+    ) -> HouseholderSVD:
         # FSDP's mixed precision casts parameters, not buffers.
         signs = self.signs.to(self.left.dtype).sign()
         sigma = spectrum_values(self.spectrum, self.raw_singular_values, self.signs)
@@ -241,7 +251,7 @@ class SVDWeight(SpectrumRecord):
             signs=signs,
             left_base=self.left_base,
             right_base=self.right_base,
-            core=frozen_core(self, self.spectrum, made_of, sigma),
+            core=frozen_core(self, self.spectrum, made_of, sigma) if with_core else None,
         )
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -314,7 +324,13 @@ class SVDWeight(SpectrumRecord):
                 base = nn.Parameter(values, requires_grad=False)
             self.register_parameter(name, base)
 
+    def train(self, mode: bool = True) -> SVDWeight:
+        """As of every module; what was kept of evaluation is freed."""
+        drop_kept(self)
+        return super().train(mode)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SVDWeight:
+        drop_kept(self)
         bases = self.left_base, self.right_base
         before = [None if base is None else base.detach() for base in bases]
         super()._apply(fn, recurse)
@@ -325,6 +341,7 @@ class SVDWeight(SpectrumRecord):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        drop_kept(self)
         if f"{prefix}left" in state_dict:
             # Whether there is a base belongs to the values: without it they mean another W.
             self._set_base(f"{prefix}left_base" in state_dict)

@@ -17,6 +17,7 @@ from spectral_triton import (
     SpectralRNNCell,
     SVDConv2d,
     SVDLinear,
+    bake,
     parametrizations,
 )
 from spectral_triton.spectra.spectrum import (
@@ -249,3 +250,15 @@ def test_one_spectrum_for_all_is_the_same_as_one_for_each():
         for first, second in ((equal, one), (one, equal)):
             first.load_state_dict(second.state_dict())
             first.load_state_dict(dict(second.state_dict()))
+
+
+def test_scripting_says_what_to_use_instead():
+    layers = [SVDLinear(4, 4), SVDConv2d(2, 2, 1), SpectralLSTM(2, 3), SVDMLP([4, 4, 2])]
+    layers.append(parametrizations.svd(nn.Linear(3, 3), out_of_bounds="clip"))
+    for layer in layers:
+        for model in (layer, nn.Sequential(layer, nn.ReLU())):
+            with pytest.raises(TypeError, match=r"torch.export.*bake"):
+                torch.jit.script(model)
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(torch.jit.trace(layers[0], x)(x), layers[0](x))
+    torch.testing.assert_close(torch.jit.script(bake(layers[0]))(x), layers[0](x))
