@@ -2,6 +2,8 @@ r"""Convolutions whose flattened kernel keeps its singular values within bounds.
 
 from __future__ import annotations
 
+from torch import nn
+
 from spectral_triton.layers.convolution import SVDConvolution
 
 
@@ -62,6 +64,7 @@ class SVDConv1d(SVDConvolution):
     """
 
     dimensions = 1
+    plain_type = nn.Conv1d
 
 
 class SVDConv2d(SVDConvolution):
@@ -121,6 +124,7 @@ class SVDConv2d(SVDConvolution):
     """
 
     dimensions = 2
+    plain_type = nn.Conv2d
 
 
 class SVDConv3d(SVDConvolution):
@@ -180,3 +184,4 @@ class SVDConv3d(SVDConvolution):
     """
 
     dimensions = 3
+    plain_type = nn.Conv3d

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spectral_triton.layers.convolution_norms import ConvolutionNorms, check_operator_bound
+from spectral_triton.layers.convolution_norms import check_operator_bound
+from spectral_triton.layers.pointwise import SIZES, PointwiseInverse
 from spectral_triton.runtime.sharding import gathered
 from spectral_triton.runtime.validation import (
     check_choice,
@@ -26,40 +27,35 @@ from spectral_triton.svd.dense_entries import factor_dense_entries
 from spectral_triton.svd.operator import HouseholderSVD
 from spectral_triton.svd.weight import SVDWeight
 
-_PLAIN: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONVOLVE: tuple[Any, ...] = (
     nn.functional.conv1d,
     nn.functional.conv2d,
     nn.functional.conv3d,
 )
-_SIZES = ("L", "H, W", "D, H, W")
-_SETTINGS = (
-    "in_channels",
-    "out_channels",
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "groups",
-    "padding_mode",
-)
-
 Convolution = TypeVar("Convolution", bound="SVDConvolution")
 
 
-class SVDConvolution(ConvolutionNorms):
+class SVDConvolution(PointwiseInverse):
     """The base of :class:`SVDConv1d` and its like, which say how many dimensions."""
 
-    dimensions: ClassVar[int]
-    in_channels: int
-    out_channels: int
+    plain_type: ClassVar[Any]
+    """The layer of torch that computes the same."""
+    _settings: ClassVar[tuple[str, ...]] = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    )
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
     groups: int
     padding_mode: str
-    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -83,36 +79,18 @@ class SVDConvolution(ConvolutionNorms):
         operator_bound: float | None = None,
     ) -> None:
         super().__init__()
-        self.operator_bound = check_operator_bound(operator_bound)
-        check_integer("in_channels", in_channels, 1)
-        check_integer("out_channels", out_channels, 1)
-        check_integer("groups", groups, 1)
-        check_flag("bias", bias)
-        given = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
-        for name, value in (given | {"padding": padding}).items():
-            if name == "padding" and isinstance(value, str):  # torch checks which.
-                continue
-            several = isinstance(value, Sequence) and not isinstance(value, str)
-            each: Any = value if several else (value,) * self.dimensions
-            if len(each) != self.dimensions:
-                raise ValueError(f"{name} must be an int or {self.dimensions} of them, got {value}")
-            for number in each:
-                check_integer(name, number, 0 if name == "padding" else 1)
-        # torch checks the other arguments, and says what they come to.
-        plain = _PLAIN[self.dimensions - 1](
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            False,
-            padding_mode,
-            device="meta",
+        self._take(
+            {
+                "in_channels": in_channels,
+                "out_channels": out_channels,
+                "kernel_size": kernel_size,
+                "stride": stride,
+                "padding": padding,
+                "dilation": dilation,
+                "groups": groups,
+                "padding_mode": padding_mode,
+            }
         )
-        for name in _SETTINGS:
-            setattr(self, name, getattr(plain, name))
         padded = self.padding
         if isinstance(padded, str):
             sizes = zip(self.kernel_size, self.dilation, strict=True)
@@ -120,21 +98,57 @@ class SVDConvolution(ConvolutionNorms):
             self._pads = tuple((t // 2, t - t // 2) for t in total)
         else:
             self._pads = tuple((pad, pad) for pad in padded)
+        svd = {"num_reflectors": num_reflectors, "spectrum": spectrum, "margin": margin}
+        self._add(bias, operator_bound, {**svd, "init": init, "base": base}, device, dtype)
+
+    def _take(self, given: dict[str, Any]) -> None:
+        """Checks what a convolution of torch is built with, and takes it over."""
+        for name in ("in_channels", "out_channels", "groups"):
+            check_integer(name, given[name], 1)
+        for name, value in given.items():
+            if name in ("in_channels", "out_channels", "groups", "padding_mode"):
+                continue
+            if name == "padding" and isinstance(value, str):  # torch checks which.
+                continue
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            each: Any = value if several else (value,) * self.dimensions
+            if len(each) != self.dimensions:
+                raise ValueError(f"{name} must be an int or {self.dimensions} of them, got {value}")
+            for number in each:
+                check_integer(name, number, 0 if "padding" in name else 1)
+        # torch checks the other arguments, and says what they come to.
+        plain = self.plain_type(**given, bias=False, device="meta")
+        for name in self._settings:
+            setattr(self, name, getattr(plain, name))
+
+    def _add(
+        self,
+        bias: bool,
+        operator_bound: float | None,
+        svd: dict[str, Any],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Registers and draws all parameters."""
+        check_flag("bias", bias)
+        self.operator_bound = check_operator_bound(operator_bound)
+        rows, columns, *taps = self._kernel_shape
         self.svd = SVDWeight(
-            out_channels // groups,
-            in_channels // groups * math.prod(self.kernel_size),
-            num_reflectors=num_reflectors,
-            spectrum=spectrum,
+            rows // self.groups,
+            columns * math.prod(taps),
             device=device,
             dtype=dtype,
-            num_blocks=None if groups == 1 else groups,
-            init=init,
-            base=base,
-            margin=margin,
+            num_blocks=None if self.groups == 1 else self.groups,
+            **svd,
         )
-        empty = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
+        empty = torch.empty(self.out_channels, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if empty is None else nn.Parameter(empty))
         self._reset_bias()
+
+    @property
+    def _kernel_shape(self) -> tuple[int, ...]:
+        """That of torch's weight."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def reset_parameters(self) -> None:
         """Draws a random kernel with singular values at the center, the bias as torch does."""
@@ -152,13 +166,14 @@ class SVDConvolution(ConvolutionNorms):
             "stride": (1,) * self.dimensions,
             "padding": (0,) * self.dimensions,
             "dilation": (1,) * self.dimensions,
+            "output_padding": (0,) * self.dimensions,
             "groups": 1,
             "padding_mode": "zeros",
         }
         parts += [
             f"{name}={getattr(self, name)!r}"
             for name, default in defaults.items()
-            if getattr(self, name) != default
+            if getattr(self, name, default) != default
         ]
         if self.operator_bound is not None:
             parts.append(f"operator_bound={self.operator_bound}")
@@ -168,9 +183,9 @@ class SVDConvolution(ConvolutionNorms):
         return self.svd if name == "weight" else None
 
     def _as_matrix(self, w: Tensor, weight: SVDWeight) -> Tensor:
-        expected = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-        if tuple(w.shape) != expected:
-            raise ValueError(f"the kernel must have shape {expected}, got {tuple(w.shape)}")
+        if tuple(w.shape) != self._kernel_shape:
+            shapes = f"{self._kernel_shape}, got {tuple(w.shape)}"
+            raise ValueError(f"the kernel must have shape {shapes}")
         self._check_operator_norm(w)
         return w.reshape(weight.shape)
 
@@ -184,8 +199,7 @@ class SVDConvolution(ConvolutionNorms):
         return self._handed_out(dense, self.svd, "weight")
 
     def _kernel_of_factors(self) -> Tensor:
-        inner = (self.in_channels // self.groups, *self.kernel_size)
-        return self.svd.to_dense().reshape(self.out_channels, *inner)
+        return self.svd.to_dense().reshape(self._kernel_shape)
 
     @property
     def singular_values(self) -> Tensor:
@@ -209,12 +223,8 @@ class SVDConvolution(ConvolutionNorms):
         """([B,] in_channels, ...) -> ([B,] out_channels, ...), in the dtype of the input."""
         check_precision("input", input, full_precision(self.svd.left.dtype))
         check_device("input", input, self.svd.left.device, "the layer")
+        self._check_channels(input)
         d = self.dimensions
-        if input.dim() not in (d + 1, d + 2) or input.shape[-d - 1] != self.in_channels:
-            raise ValueError(
-                f"input must have shape ([B,] in_channels, {_SIZES[d - 1]}) with in_channels = "
-                f"{self.in_channels}, got {tuple(input.shape)}"
-            )
         with without_autocast(input.device.type):
             kernel = self._kernel()
             wide = input.to(kernel.dtype) if input.dtype.itemsize == 2 else input
@@ -231,78 +241,18 @@ class SVDConvolution(ConvolutionNorms):
             )
         return y.to(input.dtype)
 
-    def inverse(self, y: Tensor) -> Tensor:
-        r"""The x that the layer maps to y, where it is one square matrix at every position.
-
-        That is a kernel of size 1 with stride 1, without padding and groups, and as many channels
-        out as in: the invertible convolution of normalising flows, at the cost of a forward pass.
-
-        Args:
-            y: Shape ``([B,] out_channels, ...)``.
-
-        Returns:
-            Shape ``([B,] in_channels, ...)``, dtype of ``y``, differentiable.
-
-        Raises:
-            TypeError: if ``y`` is not a real floating point tensor.
-            ValueError: if the layer is not of that kind or the shape of ``y`` does not fit.
-            torch.linalg.LinAlgError: if a singular value is zero.
-
-        References:
-            Kingma, Dhariwal. Glow: generative flow with invertible 1 x 1 convolutions. NeurIPS
-            2018. https://arxiv.org/abs/1807.03039
-        """
-        check_precision("y", y, full_precision(self.svd.left.dtype))
-        self._check_pointwise("inverse")
-        channel = -self.dimensions - 1
-        if y.dim() not in (-channel, 1 - channel) or y.shape[channel] != self.out_channels:
+    def _check_channels(self, input: Tensor) -> None:
+        d = self.dimensions
+        if input.dim() not in (d + 1, d + 2) or input.shape[-d - 1] != self.in_channels:
             raise ValueError(
-                f"y must have shape ([B,] out_channels, {_SIZES[self.dimensions - 1]}) with "
-                f"out_channels = {self.out_channels}, got {tuple(y.shape)}"
-            )
-        moved = y.movedim(channel, -1)
-        if self.operator_bound is None:
-            return self.svd.inverse(moved, self.bias).movedim(-1, channel)
-        wide = moved.to(full_precision(self.svd.left.dtype))
-        centered = wide if self.bias is None else wide - gathered(self.bias)
-        return (self.svd.inverse(centered) / self._scale()).movedim(-1, channel).to(y.dtype)
-
-    def logabsdet(self, size: Sequence[int]) -> Tensor:
-        r""":math:`\log|\det|` of the map of a whole image, the number of positions times that of W.
-
-        Args:
-            size: Of the image, as many numbers as the layer has dimensions, ``x.shape[2:]``.
-
-        Raises:
-            ValueError: if the layer is not one square matrix at every position, see
-                :meth:`inverse`, or ``size`` has another number of entries.
-        """
-        self._check_pointwise("logabsdet")
-        if not isinstance(size, Sequence) or len(size) != self.dimensions:
-            raise ValueError(
-                f"size must hold {self.dimensions} numbers ({_SIZES[self.dimensions - 1]}), "
-                f"got {size!r}"
-            )
-        for number in size:
-            check_integer("size", number, 0)
-        logabsdet = self.factors.slogdet().logabsdet
-        if self.operator_bound is not None:
-            logabsdet = logabsdet + self.out_channels * self._scale().log()
-        return logabsdet * math.prod(size)
-
-    def _check_pointwise(self, name: str) -> None:
-        square = self.in_channels == self.out_channels and self.groups == 1
-        plain = all(k == s == 1 for k, s in zip(self.kernel_size, self.stride, strict=True))
-        if not (square and plain and not any(map(any, self._pads))):
-            raise ValueError(
-                f"{name} needs kernel_size = stride = 1, padding = 0, groups = 1 and as many "
-                f"channels out as in, got {type(self).__name__}({self.extra_repr()})"
+                f"input must have shape ([B,] in_channels, {SIZES[d - 1]}) with in_channels = "
+                f"{self.in_channels}, got {tuple(input.shape)}"
             )
 
     @classmethod
     def from_conv(
         cls: type[Convolution],
-        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        conv: Any,
         *,
         num_reflectors: int | Sequence[int] | None = None,
         spectrum: Spectrum | None = None,
@@ -322,15 +272,15 @@ class SVDConvolution(ConvolutionNorms):
             operator_bound: As above; a kernel beyond it raises, or is divided with "clip".
 
         Raises:
-            TypeError: if ``conv`` is not a convolution of so many dimensions.
+            TypeError: if ``conv`` is not of the kind of torch's layers that this one stands for.
             ValueError: if a singular value is out of bounds, or there are too few reflectors.
         """
-        kind = _PLAIN[cls.dimensions - 1]
+        kind = cls.plain_type
         if not isinstance(conv, kind):
             raise TypeError(f"conv must be a torch.nn.{kind.__name__}, got {type(conv).__name__}")
         check_has_value("conv", conv.weight)
         layer = cls(
-            **{name: getattr(conv, name) for name in _SETTINGS},
+            **{name: getattr(conv, name) for name in cls._settings},
             bias=conv.bias is not None,
             device=conv.weight.device,
             dtype=conv.weight.dtype,
@@ -347,12 +297,12 @@ class SVDConvolution(ConvolutionNorms):
             layer.bias.data.copy_(conv.bias.detach())
         return layer.train(conv.training)
 
-    def to_conv(self) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
+    def to_conv(self) -> Any:
         """The convolution of torch with the dense kernel and the bias, copied."""
         weight = self.weight.detach()
         conv = nn.utils.skip_init(
-            _PLAIN[self.dimensions - 1],
-            **{name: getattr(self, name) for name in _SETTINGS},
+            self.plain_type,
+            **{name: getattr(self, name) for name in self._settings},
             bias=self.bias is not None,
             device=weight.device,
             dtype=weight.dtype,

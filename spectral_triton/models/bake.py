@@ -11,6 +11,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
+from spectral_triton.layers.conv_transpose import (
+    SVDConvTranspose1d,
+    SVDConvTranspose2d,
+    SVDConvTranspose3d,
+)
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.transposed_linear import SVDTransposedLinear, conv1d_type
 from spectral_triton.models.replacement import (
@@ -42,6 +47,7 @@ PLAIN: dict[type[nn.Module], Callable[..., nn.Module]] = {
     SVDLinear: SVDLinear.to_linear,
     SVDTransposedLinear: _plain_transposed,
     **{kind: kind.to_conv for kind in (SVDConv1d, SVDConv2d, SVDConv3d)},
+    **{kind: kind.to_conv for kind in (SVDConvTranspose1d, SVDConvTranspose2d, SVDConvTranspose3d)},
     SpectralRNN: SpectralRNN.to_rnn,
     SpectralGRU: SpectralGRU.to_gru,
     SpectralLSTM: SpectralLSTM.to_lstm,

@@ -17,6 +17,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
+from spectral_triton.layers.conv_transpose import (
+    SVDConvTranspose1d,
+    SVDConvTranspose2d,
+    SVDConvTranspose3d,
+)
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.transposed_linear import SVDTransposedLinear, conv1d_type
 from spectral_triton.models.conversion_report import ConversionReport, ConvertedLayer, SkippedLayer
@@ -63,6 +68,10 @@ class Counterpart:
     blocks: Callable[[Any], int] = lambda layer: 1
 
 
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 LAYER = r"weight_hh_l\d+(_reverse)?"
 COUNTERPARTS: dict[type[nn.Module], Counterpart] = {
     nn.Linear: Counterpart(SVDLinear.from_linear),
@@ -71,6 +80,9 @@ COUNTERPARTS: dict[type[nn.Module], Counterpart] = {
     nn.Conv1d: Counterpart(SVDConv1d.from_conv, blocks=lambda conv: conv.groups),
     nn.Conv2d: Counterpart(SVDConv2d.from_conv, blocks=lambda conv: conv.groups),
     nn.Conv3d: Counterpart(SVDConv3d.from_conv, blocks=lambda conv: conv.groups),
+    nn.ConvTranspose1d: Counterpart(SVDConvTranspose1d.from_conv, blocks=lambda conv: conv.groups),
+    nn.ConvTranspose2d: Counterpart(SVDConvTranspose2d.from_conv, blocks=lambda conv: conv.groups),
+    nn.ConvTranspose3d: Counterpart(SVDConvTranspose3d.from_conv, blocks=lambda conv: conv.groups),
     nn.RNN: Counterpart(SpectralRNN.from_rnn, LAYER),
     nn.GRU: Counterpart(SpectralGRU.from_gru, LAYER, lambda gru: 3),
     nn.LSTM: Counterpart(SpectralLSTM.from_lstm, LAYER, lambda lstm: 4),
@@ -95,13 +107,15 @@ def convert(
     num_reflectors: int | None = None,
     spectrum: Spectrum | Callable[[str, Tensor], Spectrum] | None = None,
     out_of_bounds: str = "raise",
+    operator_bound: float | None = None,
     inplace: bool = False,
     margin: float | None = None,
 ) -> tuple[nn.Module, ConversionReport]:
     r"""Replaces layers of a trained or fresh model by those with bounded singular values.
 
     ``nn.Linear`` becomes :class:`SVDLinear`, ``nn.Conv1d`` to ``nn.Conv3d`` become
-    :class:`SVDConv1d` to :class:`SVDConv3d` (bounds hold for the flattened kernel of each group),
+    :class:`SVDConv1d` to :class:`SVDConv3d`, transposed ones :class:`SVDConvTranspose1d` and so on
+    (bounds hold for the flattened kernel of each group, and ``operator_bound`` for the whole map),
     ``nn.RNN``, ``nn.GRU``, ``nn.LSTM`` and their cells become :class:`SpectralRNN`,
     :class:`SpectralGRU`, :class:`SpectralLSTM` and cells, ``transformers.pytorch_utils.Conv1D``
     (GPT-2) becomes :class:`SVDTransposedLinear`. Weights are kept, and what else a layer
@@ -141,6 +155,8 @@ def convert(
             ``lambda name, sigma: SigmoidSpectrum.around(sigma, 1.2)`` keeps every weight and lets
             no norm grow beyond 1.2 times what it was.
         out_of_bounds: "raise", or "clip" to move singular values into the bounds.
+        operator_bound: Of convolutions: what the norm of each as a linear map may at most be, see
+            :class:`SVDConv2d`; None for no such bound.
         inplace: Exchanges the layers inside ``model`` rather than in a deep copy. A model that is
             itself one such layer cannot change its type: use what is returned.
         margin: Half-width of the band around 1, short for ``spectrum=SigmoidSpectrum(margin=...)``.
@@ -205,7 +221,7 @@ def convert(
                 with warnings.catch_warnings():
                     # One for all of them follows.
                     warnings.simplefilter("ignore", WeightChangedWarning)
-                    new = _build(layer, num_reflectors, own, out_of_bounds)
+                    new = _build(layer, num_reflectors, own, out_of_bounds, operator_bound)
             except OutOfBoundsError as error:
                 excluded.append(f"{name or 'model'}: {error.problem}")
                 continue
@@ -342,11 +358,14 @@ def _build(
     num_reflectors: int | None,
     spectrum: Any,
     out_of_bounds: str,
+    operator_bound: float | None,
 ) -> nn.Module:
     counterpart, names = counterparts()[type(layer)], _dense_names(layer)
     limit = min(_matrices(layer, layer._parameters[names[0]]).shape[-2:])
     reflectors = limit if num_reflectors is None else min(num_reflectors, limit)
-    options = {"num_reflectors": reflectors, "spectrum": spectrum}
+    options: dict[str, Any] = {"num_reflectors": reflectors, "spectrum": spectrum}
+    if isinstance(layer, CONVOLUTIONS):
+        options["operator_bound"] = operator_bound
     new = counterpart.build(layer, out_of_bounds=out_of_bounds, **options)
     for name in names:
         for parameter in _svd_weight(new, name).trained_parameters():

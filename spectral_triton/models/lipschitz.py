@@ -3,13 +3,18 @@ r"""An upper bound of the Lipschitz constant of a network, layer by layer."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
+from spectral_triton.layers.conv_transpose import (
+    SVDConvTranspose1d,
+    SVDConvTranspose2d,
+    SVDConvTranspose3d,
+)
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.mlp import SVDMLP
 from spectral_triton.layers.patches import bound_patches
@@ -74,6 +79,23 @@ def lipschitz_constant(module: nn.Module, *, known: Known | None = None) -> Tens
             f"known must be a dict by types of modules, such as {{nn.GLU: 1.0}}, got {known!r}"
         )
     return torch.as_tensor(_constant(module, "", known or {}))
+
+
+def parts_of(module: nn.Module, known: Known, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers that a constant is made of, with their names: what is not looked into further."""
+    kind: Any = original_type(module)
+    inner: list[str] = []
+    if kind not in known:
+        if kind in WRAPPERS:
+            inner = ["module"]
+        elif kind in (nn.Sequential, SVDMLP):
+            inner = list(module._modules)
+        elif kind is SVDResidualBlock:
+            inner = ["linear", "activation"]
+    if not inner and kind not in (nn.Sequential, SVDMLP):
+        yield name, module
+    for key in inner:
+        yield from parts_of(getattr(module, key), known, f"{name}.{key}".lstrip("."))
 
 
 def _constant(module: Any, name: str, known: Known) -> Constant:
@@ -246,6 +268,10 @@ RULES: dict[type[nn.Module], Callable[..., Constant]] = {
     SVDWeight: _svd_weight,
     nn.Linear: lambda linear: _matrix_norm(linear.weight),
     **{kind: kind.operator_norm_bound for kind in (SVDConv1d, SVDConv2d, SVDConv3d)},
+    **{
+        kind: kind.operator_norm_bound
+        for kind in (SVDConvTranspose1d, SVDConvTranspose2d, SVDConvTranspose3d)
+    },
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _conv_transpose),
     **{kind: _max_pool(d) for d, kind in enumerate((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), 1)},

@@ -118,49 +118,6 @@ def test_bad_size_is_named(kind):
             conv.operator_norm_bound(size)
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"), [(SVDConv1d, (5,)), (SVDConv2d, (3, 4)), (SVDConv3d, (2, 3, 2))]
-)
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_of_single_positions_is_inverted(kind, size, bias):
-    conv = randomize(kind(4, 4, 1, bias=bias, spectrum=SoftplusSpectrum(0.2)))
-    for shape in ((2, 4, *size), (4, *size), (0, 4, *size)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(conv.inverse(conv(x)), x, rtol=1e-10, atol=1e-10)
-    x = torch.randn(4, *size)
-    jacobian = torch.autograd.functional.jacobian(conv, x).reshape(x.numel(), x.numel())
-    expected = torch.linalg.slogdet(jacobian).logabsdet
-    torch.testing.assert_close(conv.logabsdet(x.shape[1:]), expected)
-    conv.logabsdet(size).backward()
-    assert (conv.svd.raw_singular_values.grad != 0).all()
-
-
-@pytest.mark.parametrize(
-    ("sizes", "options"),
-    [
-        ((4, 3, 1), {}),
-        ((4, 4, (1, 2)), {}),
-        ((4, 4, 1), {"stride": 2}),
-        ((4, 4, 1), {"padding": 1}),
-        ((4, 4, 1), {"groups": 2}),
-    ],
-)
-def test_other_convolutions_have_no_inverse(sizes, options):
-    conv = SVDConv2d(*sizes, **options)
-    with pytest.raises(ValueError, match="inverse needs kernel_size = stride = 1"):
-        conv.inverse(torch.randn(1, conv.out_channels, 4, 4))
-    with pytest.raises(ValueError, match="logabsdet needs"):
-        conv.logabsdet((4, 4))
-
-
-def test_shapes_of_the_inverse_are_checked():
-    conv = SVDConv2d(4, 4, 1)
-    with pytest.raises(ValueError, match=r"y must have shape .*out_channels = 4, got"):
-        conv.inverse(torch.randn(3, 5, 5))
-    with pytest.raises(ValueError, match="size must hold 2 numbers"):
-        conv.logabsdet((3,))
-
-
 def test_fusing_with_batch_norm_factors_the_fused_kernel_or_says_why_not():
     conv = SVDConv2d(2, 3, 3, spectrum=SoftplusSpectrum()).eval()
     norm = nn.BatchNorm2d(3).eval()

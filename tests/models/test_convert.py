@@ -14,6 +14,7 @@ from spectral_triton import parametrizations
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.models.convert import convert
+from spectral_triton.models.lipschitz import lipschitz_constant
 from spectral_triton.recurrent.gru import SpectralGRU
 from spectral_triton.recurrent.gru_cell import SpectralGRUCell
 from spectral_triton.recurrent.lstm import SpectralLSTM
@@ -400,7 +401,7 @@ def test_lazy_and_shared_weights_do_not_trouble_the_report():
     model.append(weight_norm(nn.Linear(4, 4)))
     report = convert(model, inplace=True, out_of_bounds="clip")[1]
     assert isinstance(model[0], SVDLinear)
-    assert [layer.name for layer in report.skipped] == ["4"]
+    assert [layer.name for layer in report.skipped] == ["1", "4"]
     assert report.unbounded == (("2.weight", (5, 4)),), "not lazy, not twice, not the skipped one"
     assert convert(weight_norm(nn.Linear(4, 4)), out_of_bounds="clip")[1].unbounded == ()
 
@@ -437,3 +438,13 @@ def test_a_changed_weight_is_said():
         convert(
             model, spectrum=lambda name, sigma: SigmoidSpectrum.around(sigma), out_of_bounds="clip"
         )
+
+
+def test_convolutions_get_a_bound_of_the_whole_map():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ConvTranspose2d(4, 3, 2, stride=2))
+    around = {"spectrum": lambda name, sigma: SigmoidSpectrum.around(sigma)}
+    bounded, _ = convert(net, operator_bound=0.1, out_of_bounds="clip", **around)
+    assert all(layer.operator_bound == 0.1 for layer in bounded)
+    assert lipschitz_constant(bounded) <= 0.01
+    with pytest.raises(ValueError, match=r"(?s)2 weights do not fit.*0: the kernel's norm"):
+        convert(net, operator_bound=0.1, **around)

@@ -9,6 +9,7 @@ from torch.nn.utils import prune, weight_norm
 
 from spectral_triton import parametrizations
 from spectral_triton.layers.conv import SVDConv1d, SVDConv2d, SVDConv3d
+from spectral_triton.layers.conv_transpose import SVDConvTranspose2d
 from spectral_triton.layers.linear import SVDLinear
 from spectral_triton.layers.mlp import SVDMLP
 from spectral_triton.layers.residual import SVDResidualBlock
@@ -60,6 +61,7 @@ BOUNDS = [
     (lambda: nn.Conv3d(1, 2, 2), (1, 1, 3, 3, 3)),
     (lambda: SVDConv2d(2, 3, 3, padding="same"), (1, 2, 4, 4)),
     (lambda: SVDConv3d(1, 2, 2, padding=1), (1, 1, 2, 3, 2)),
+    (lambda: SVDConvTranspose2d(2, 3, 3, stride=2), (1, 2, 3, 3)),
     (lambda: nn.ConvTranspose1d(2, 3, 4, stride=2, padding=1, output_padding=1), (1, 2, 5)),
     (lambda: nn.ConvTranspose2d(1, 2, 3, dilation=2, stride=2), (1, 1, 3, 3)),
     (lambda: nn.AvgPool1d(3, stride=1), (1, 1, 9)),
