@@ -281,7 +281,7 @@ GRID = {
         _F32: (
             GridConfig(512, 64, lanes_n=4),
             GridConfig(1024, 32, lanes_n=2, spills=8),  # sm_100 from Triton 3.8 on; else 0
-            GridConfig(2048, 16, lanes_n=1),
+            GridConfig(2048, 16, lanes_n=1, spills=8),  # as above
         ),
         _F64: (
             GridConfig(256, 64, lanes_n=8, spills=256),
