@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spectral_triton import FixedSpectrum, SoftplusSpectrum, SVDConv2d
+from spectral_triton import FixedSpectrum, SoftplusSpectrum, SVDConv2d, lipschitz_constant
 
 SIZE = 20
 CASES = [
@@ -64,7 +64,7 @@ def tightness() -> list[str]:
             conv.operator_norm_bound(),
             conv.operator_norm_bound(SIZE),
         ]
-        ratios = " | ".join(f"{float(bound) / exact:.5f}" for bound in bounds)
+        ratios = " | ".join(f"{bound.item() / exact:.5f}" for bound in bounds)
         shown = ", ".join(f"{name} {value}" for name, value in options.items())
         lines.append(
             f"| {channels} → {out}, {kernel} x {kernel} {shown} | {exact:.3f} | {ratios} |"
@@ -98,6 +98,37 @@ def cost() -> list[str]:
     return lines
 
 
+def stretch(network: nn.Module) -> float:
+    """The largest stretch that a search over inputs and directions finds: from below."""
+    x, v = torch.randn(2, 1, 16, 10, 10)
+    largest = 0.0
+    for _ in range(60):
+        _, stretched = torch.func.jvp(network, (x,), (v / v.norm(),))
+        largest = max(largest, stretched.norm().item())
+        x = x.detach().requires_grad_(True)
+        v = torch.autograd.grad(network(x), x, stretched.detach())[0].detach()
+        x = x.detach() + 0.5 * v / v.norm() * x.detach().norm()
+    return largest
+
+
+def ten_layers() -> list[str]:
+    """A product of norms is the norm of a network only where its layers stretch alike."""
+    lines = [
+        "| ten layers 16 → 16, 3 x 3, before training | bound | stretch found | ratio |",
+        "|---|---|---|---|",
+    ]
+    for activation in (nn.Identity, nn.ReLU, nn.Tanh):
+        torch.manual_seed(0)
+        options = {"padding": 1, "bias": False, "spectrum": FixedSpectrum(1.0)}
+        pairs = [(SVDConv2d(16, 16, 3, **options), activation()) for _ in range(10)]
+        network = nn.Sequential(*(module for pair in pairs for module in pair))
+        with torch.no_grad():
+            bound = lipschitz_constant(network).item()
+        found = stretch(network)
+        lines.append(f"| {activation.__name__} | {bound:.0f} | {found:.3g} | {bound / found:.0f} |")
+    return lines
+
+
 def main() -> None:
     text = [
         "# Bounds of convolutions as operators",
@@ -110,6 +141,8 @@ def main() -> None:
         *tightness(),
         "",
         *cost(),
+        "",
+        *ten_layers(),
     ]
     path = Path(__file__).parent / "reports" / "conv_norms.md"
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
