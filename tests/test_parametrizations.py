@@ -467,3 +467,11 @@ def test_a_changed_weight_is_said():
             out_of_bounds="clip",
         )
         svd(nn.Linear(6, 4, device="meta"), out_of_bounds="clip")
+
+
+def test_a_base_stays_where_a_weight_is_assigned():
+    layer = svd(nn.Linear(6, 6), num_reflectors=2, spectrum=SoftplusSpectrum())
+    assert layer.parametrizations.weight[0].left_base is not None
+    layer.weight = torch.eye(6)  # Two reflectors alone would do.
+    assert layer.parametrizations.weight[0].left_base is not None
+    torch.testing.assert_close(layer.weight, torch.eye(6), rtol=0, atol=1e-12)

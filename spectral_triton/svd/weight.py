@@ -228,8 +228,8 @@ class SVDWeight(SpectrumRecord):
         lasting = isinstance(self.left, nn.Parameter) and isinstance(self.right, nn.Parameter)
         if not lasting or not keeps(self, given):
             return self._factors()
-        options = {"owner": self, "stamp": stamps(given)}
-        return self._factors(functools.partial(EvaluatedSVD, **options), with_core=False)
+        make_kept = functools.partial(EvaluatedSVD, owner=self, stamp=stamps(given))
+        return self._factors(make_kept, with_core=False)
 
     def _constant(self) -> HouseholderSVD:
         compute_tensors(self)

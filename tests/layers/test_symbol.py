@@ -98,6 +98,15 @@ def test_bounds_are_tight(kernel, stride, most):
     assert exact <= bound <= most * exact
 
 
+@pytest.mark.parametrize("taps", [3, 4, 5])
+def test_the_supremum_lies_between_samples(taps):
+    omega = torch.linspace(0, torch.pi, 20001)
+    waves = torch.exp(-1j * torch.outer(omega, torch.arange(float(taps))))
+    for kernel in torch.randn(40, taps):
+        exact = (waves @ kernel.to(waves.dtype)).abs().amax()
+        assert exact <= symbol_bound(kernel.reshape(1, 1, 1, -1), (1,), (1,)) <= 1.02 * exact
+
+
 def test_gradients():
     kernel = torch.randn(2, 2, 3, 3, 2, requires_grad=True)
     for stride in ((1, 1), (2, 1)):

@@ -87,3 +87,15 @@ def test_a_float64_module_under_autocast_keeps_its_precision(kind):
         h = looped(cell, x[None])
     assert h.dtype == torch.float64
     torch.testing.assert_close(h, looped(cell, x[None]))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_hook_on_the_weight_is_called_at_each_step(kind):
+    _, cell = layer_and_cell(kind)
+    calls = []
+    cell.svd_hh.register_forward_hook(lambda *given: calls.append(given))
+    with torch.no_grad(), cached():
+        state = None
+        for x in torch.randn(4, 2, 3, dtype=torch.float32):
+            state = cell(x, state)
+    assert len(calls) == 4

@@ -256,6 +256,15 @@ def test_determinant_sign_comes_from_the_number_of_reflectors():
             assert sign == (-1) ** (k_u + k_v)
 
 
+def test_the_determinant_counts_rows_that_act():
+    rows = torch.eye(3)[[0, 0, 2]]  # The second one lies below the diagonal, so it does nothing.
+    factors = HouseholderSVD(rows, torch.ones(3), torch.zeros(0, 3), triangular=True)
+    expected = torch.linalg.slogdet(factors.to_dense())
+    assert factors.slogdet().sign == expected.sign == 1
+    whole = HouseholderSVD(rows, torch.ones(3), torch.zeros(0, 3))
+    assert whole.slogdet().sign == torch.linalg.slogdet(whole.to_dense()).sign == -1
+
+
 def test_zero_singular_values():
     sigma = torch.tensor([2.0, 0.0, 1.0])
     factors = HouseholderSVD(torch.randn(3, 3), sigma, torch.randn(2, 3))

@@ -119,8 +119,8 @@ class Comparison:
             curves.setdefault(model, []).append(curve)
             flow = folder.read_json(folder.gradient_flow_file)
             if model not in flows["after training"] and flow is not None:
-                for records, when in zip(flows.values(), ("start", "end"), strict=True):
-                    records[model] = {
+                for of_models, when in zip(flows.values(), ("start", "end"), strict=True):
+                    of_models[model] = {
                         "norms": flow[when]["norms"],
                         "color": plots.COLORS[model],
                     }

@@ -174,6 +174,12 @@ def test_best_weights_are_the_ones_tested(train):
     assert measure("test") == summary["last_test"] != summary["test"]
 
 
+def test_nothing_is_dropped_while_it_is_measured(train):
+    training, _ = train("adding, spectral", "run", dropout=0.5)
+    assert training._measure("test") == training._measure("test")
+    assert training.model.training
+
+
 def test_training_learns(train):
     training, report = train("ucr, spectral", "run", steps=60, lr=0.02)
     training.run()
